@@ -1,0 +1,75 @@
+"""Devices by name, and the default one.
+
+    device("cpu")                        NumPy
+    device("cuda:0")                     CuPy (not in this release)
+    device("meta", like="cpu:numpy")     shapes only
+    with use_device("meta"): ...
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from ..errors import DeviceError
+from .cpu import CPU
+from .device import Device
+from .meta import Meta
+
+_devices: dict[tuple[str, str], Device] = {}  # the one device of each name
+_default: ContextVar[Device | None] = ContextVar("default_device", default=None)
+
+
+def device(name: str | Device, *, like: str | None = None) -> Device:
+    """The device called `name`: "cpu", "cuda", "cuda:1" or "meta".  `like` says what a meta device stands for.
+
+    Raises a DeviceError that says what is missing, and what installs it.
+    """
+    if isinstance(name, Device):
+        return name
+    key = (name, like or "")
+    found = _devices.get(key)
+    if found is None:
+        found = _devices[key] = _make(name, like)
+    return found
+
+
+def _make(name: str, like: str | None) -> Device:
+    if like is not None and name != "meta":
+        raise DeviceError(f'like={like!r} describes a meta device; device({name!r}) is what it is. Use device("meta", like=...)')
+    if name == "cpu":
+        return CPU()
+    if name == "meta":
+        return Meta(like or "cpu:numpy")
+    if name == "cuda" or name.startswith("cuda:"):
+        raise DeviceError(f"{name} is not available: {missing_cuda()}")
+    raise DeviceError(f'there is no device {name!r}; the names are "cpu", "cuda", "cuda:<index>" and "meta"')
+
+
+def missing_cuda() -> str:
+    """What stands between this machine and a CUDA device, and the remedy."""
+    return (
+        "this version of gpuad computes on the CPU only; the CUDA device comes with the next one.\n"
+        '  Leave the device out, or use device("cpu")'
+    )
+
+
+def default_device() -> Device:
+    """Where new tensors go: the innermost `use_device`, else `GPUAD_DEVICE`, else the CPU."""
+    return _default.get() or device(os.environ.get("GPUAD_DEVICE") or "cpu")
+
+
+@contextmanager
+def use_device(name: str | Device) -> Iterator[Device]:
+    """Create tensors on `name` inside the block."""
+    chosen = device(name)
+    token = _default.set(chosen)
+    try:
+        yield chosen
+    finally:
+        _default.reset(token)
+
+
+__all__ = ["Device", "default_device", "device", "missing_cuda", "use_device"]

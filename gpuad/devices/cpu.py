@@ -1,0 +1,70 @@
+"""The CPU, through NumPy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..array import Array, Shape, computed
+from ..buffer import Buffer
+from ..dtype import DType
+from ..fuse import host
+from ..fuse.kernel import Kernel
+from ..provenance import Site
+from .device import Device
+
+
+class CPU(Device):
+    """NumPy arrays; fused kernels run in cache-sized blocks."""
+
+    name = "cpu"
+    engine = "numpy"
+
+    def allocate(self, shape: Shape, dtype: DType, category: str = "temporary", site: Site | None = None) -> Array:
+        """A computed Array of undefined contents."""
+        data = np.empty(shape, dtype)
+        return computed(data, Buffer(data, self, data.nbytes, category=category, site=site), shape, dtype, site)
+
+    def adopt(self, data: Any, *, borrowed: bool = False, site: Site | None = None) -> Array:
+        """A computed Array over a NumPy array, which is not copied."""
+        data = np.asarray(data)
+        owner = data
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        buffer = Buffer(owner, self, owner.nbytes, borrowed=borrowed, site=site)
+        return computed(data, buffer, data.shape, data.dtype, site)
+
+    def run(self, kernel: Kernel) -> None:
+        """Compute the outputs of a fused kernel."""
+        host.run(kernel)
+
+    def call(self, op: Any, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Any:
+        """The result of an op that does not fuse, with NumPy."""
+        with np.errstate(all="ignore"):
+            if op.into is not None:
+                shape, dtype = op.infer(arrays, params)
+                out = self.allocate(shape, dtype, site=site)
+                op.into(*arrays, out.data, **params)
+                return out
+            result = op.forward(np, *arrays, **params)
+        if isinstance(result, tuple):
+            return tuple([self.adopt(r, site=site) for r in result])
+        return self.adopt(result, site=site)
+
+    def from_numpy(self, data: np.ndarray[Any, Any], *, copy: bool = True, site: Site | None = None) -> Array:
+        """An Array with the contents of `data`; without `copy` it borrows the memory."""
+        if not copy:
+            return self.adopt(data, borrowed=True, site=site)
+        array = self.allocate(data.shape, data.dtype, site=site)
+        array.data[...] = data
+        return array
+
+    def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
+        """A read-only view, which keeps the memory and cannot be made writable."""
+        data = array.data
+        locked = np.frombuffer(memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8)).toreadonly(), np.uint8)
+        return locked.view(array.dtype).reshape(data.shape)
+
+    def synchronize(self) -> None:
+        """Return: NumPy is always done."""

@@ -1,0 +1,72 @@
+"""A device of shapes alone: everything runs but the arithmetic, and nothing is allocated.
+
+Its arrays are NumPy arrays of the right shape and strides over a single element, so that views behave as they do on
+the CPU; their contents must never be read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from ..array import Array, Shape, computed
+from ..buffer import Buffer
+from ..dtype import DType
+from ..errors import DeviceError
+from ..fuse.kernel import Kernel
+from ..provenance import Site, describe
+from .device import Device
+
+
+def hollow(shape: Shape, dtype: DType) -> np.ndarray[Any, Any]:
+    """A NumPy array with the strides of a contiguous one of `shape`, over the memory of one element."""
+    strides, step = [], dtype.itemsize
+    for n in reversed(shape):
+        strides.append(step)
+        step *= max(n, 1)
+    return as_strided(np.empty(1, dtype), shape, tuple(reversed(strides)))
+
+
+class Meta(Device):
+    """Shapes only, standing for the device that `like` describes."""
+
+    def __init__(self, like: str) -> None:
+        super().__init__()
+        self.like = like
+        self.name = "meta"
+        self.engine = like
+
+    def allocate(self, shape: Shape, dtype: DType, category: str = "temporary", site: Site | None = None) -> Array:
+        """A computed Array without contents."""
+        data = hollow(shape, dtype)
+        return computed(data, Buffer(data, self, data.nbytes, category=category, site=site), shape, dtype, site)
+
+    def adopt(self, data: Any, *, borrowed: bool = False, site: Site | None = None) -> Array:
+        """A computed Array of the shape and dtype of `data`."""
+        return self.allocate(data.shape, data.dtype, site=site)
+
+    def run(self, kernel: Kernel) -> None:
+        """Nothing: the results of the kernel are allocated already."""
+
+    def call(self, op: Any, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Any:
+        """Results of the shapes and dtypes that the op's rule gives."""
+        found = op.infer(arrays, params)
+        if isinstance(found, list):
+            return tuple([self.allocate(shape, dtype, site=site) for shape, dtype in found])
+        return self.allocate(*found, site=site)
+
+    def from_numpy(self, data: np.ndarray[Any, Any], *, copy: bool = True, site: Site | None = None) -> Array:
+        """An Array of the shape and dtype of `data`."""
+        return self.allocate(data.shape, data.dtype, site=site)
+
+    def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
+        """Never: a DeviceError that names the line that made the array."""
+        raise DeviceError(
+            f"an array on the meta device has a shape but no values ({array.dtype}{list(array.shape)}, made at"
+            f" {describe(array.site)})\n  run on another device to read values"
+        )
+
+    def synchronize(self) -> None:
+        """Return: nothing runs here."""

@@ -1,0 +1,1 @@
+"""Fusion: what becomes a kernel, its text, and how it runs."""

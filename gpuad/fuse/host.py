@@ -1,0 +1,434 @@
+"""Running a kernel with NumPy: in blocks that fit the cache, with scratch that is allocated once.
+
+A kernel is lowered to a Program (a list of NumPy calls on numbered registers), cached by structure.  A run walks the
+iteration space in blocks; every call of a block writes to scratch or straight into an output.  Reductions follow
+trees that depend on shapes alone, so that the bits of a result depend neither on blocks nor on threads nor on what it
+was fused with: values are contiguous wherever arithmetic is done, and partial sums cover fixed chunks.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from ..array import ROW, SOURCE, TOTAL, Array
+from ..dtype import HALVES, DType, compute_dtype
+from .kernel import Kernel, row_shape, structure
+
+BLOCK = 16384  # elements of one block
+CHUNK = 4096  # elements of one partial sum, and the most columns of a row that is summed at once
+THREADED = 1 << 20  # element operations from which a kernel is worth two threads
+THREADS = max(1, min(2, os.cpu_count() or 1))
+
+FULL, PER_ROW, PER_COLUMN, ONE, STRIDED = range(5)  # how a register meets the space
+Data = np.ndarray[Any, Any]
+
+_programs: dict[tuple[Any, ...], Program] = {}  # cache, cleared when it outgrows MAX_PROGRAMS
+MAX_PROGRAMS = 8192
+_scratch = threading.local()  # .pool: scratch memory by slot; .registers: bound registers by program
+_pool: ThreadPoolExecutor | None = None
+
+
+def run(kernel: Kernel) -> None:
+    """Compute the outputs of `kernel` into its `results`."""
+    key = structure(kernel)
+    program = _programs.get(key)
+    if program is None:
+        if len(_programs) >= MAX_PROGRAMS:
+            _programs.clear()
+        program = _programs[key] = Program(kernel)
+    program.run(kernel)
+
+
+def _cast(x: Any, out: Data) -> None:
+    np.copyto(out, x, casting="unsafe")
+
+
+def _as_scalar(value: Any, dtype: DType) -> Any:
+    return np.asarray(value).astype(dtype)[()]
+
+
+class Program:
+    """A kernel as NumPy calls on registers: leaves first, then scalars, then scratch."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.rows, self.cols = kernel.rows, kernel.cols
+        self.space, self.row_shape = kernel.space, row_shape(kernel.space)
+        self.steps: list[tuple[Any, ...]] = []  # (function, input registers, output register)
+        self.sources: list[tuple[Any, int, int]] = []  # (function, place of its node, output register)
+        self.scalars: list[tuple[int, int, int, DType]] = []  # (register, node, operand, dtype)
+        self.leaves: list[tuple[int, int]] = []  # (register, layout) of each leaf
+        self.writes: list[tuple[int, int]] = []  # (register, layout) of each output that is not a total
+        self.totals: list[Total] = []
+        self.scratch: list[tuple[int, int, int, DType]] = []  # (register, slot, layout, dtype)
+        self.count = 0  # registers
+        self._slots_free: list[int] = []
+        self._slots = 0
+        self.flat = self._is_flat(kernel)
+        self._lower(kernel)
+        self.blocks = self._blocks()
+        self.parallel = THREADS > 1 and self.rows * self.cols * max(1, len(self.steps)) >= THREADED and len(self.blocks) > 1
+
+    # --- lowering ---------------------------------------------------------------------------
+
+    def _is_flat(self, kernel: Kernel) -> bool:
+        """True if rows and columns need not be told apart."""
+        if any(node.op is None or node.op.fusion == ROW for node in kernel.nodes):
+            return False
+        for node in kernel.nodes:
+            assert node.op is not None
+            if node.op.fusion == TOTAL and (node.size > 1 or (self.cols > CHUNK and len(self.space) > 1)):
+                return False
+            if node.op.fusion != TOTAL and node.shape != self.space:
+                return False
+        return all(self._layout(leaf) in (FULL, ONE) for leaf in kernel.leaves)
+
+    def _layout(self, array: Array) -> int:
+        data = array.data
+        if array.size == 1 and self.rows * self.cols != 1:
+            return ONE
+        padded = (1,) * (len(self.space) - len(array.shape)) + array.shape
+        if data.flags.c_contiguous:
+            if padded == self.space:
+                return FULL
+            if padded == self.row_shape:
+                return PER_ROW
+            if array.size == self.cols == padded[-1]:
+                return PER_COLUMN
+        return STRIDED
+
+    def _register(self) -> int:
+        self.count += 1
+        return self.count - 1
+
+    def _new(self, layout: int, dtype: DType) -> int:
+        """A scratch register."""
+        register = self._register()
+        if layout == PER_ROW:
+            slot = -1
+        elif self._slots_free:
+            slot = self._slots_free.pop()
+        else:
+            slot = self._slots
+            self._slots += 1
+        self.scratch.append((register, slot, layout, dtype))
+        self._slot_of[register] = slot
+        return register
+
+    def _lower(self, kernel: Kernel) -> None:
+        self._slot_of: dict[int, int] = {}
+        where: dict[int, int] = {}  # the register of each array
+        layouts: dict[int, int] = {}
+        casts: dict[tuple[int, DType], int] = {}
+        for leaf in kernel.leaves:
+            register, layout = self._register(), self._layout(leaf)
+            self.leaves.append((register, layout))
+            where[id(leaf)] = register
+            layouts[register] = FULL if layout == STRIDED else layout
+        last: dict[int, int] = {}
+        for place, node in enumerate(kernel.nodes):
+            for x in node.inputs:
+                if type(x) is Array:
+                    last[id(x)] = place
+        written = {id(y): k for k, y in enumerate(kernel.outputs)}
+        registers_of_outputs: dict[int, int] = {}
+        for place, node in enumerate(kernel.nodes):
+            op = node.op
+            assert op is not None
+            layout = PER_ROW if node.shape != self.space and node.shape == self.row_shape else FULL
+            if op.fusion == TOTAL:
+                x = node.inputs[0]
+                assert isinstance(x, Array)
+                self.totals.append(Total(where[id(x)], written[id(node)], op, node, self.cols))
+                continue
+            if op.fusion == SOURCE:
+                operand_dtypes: tuple[DType, ...] = ()
+                raw = node.dtype
+            elif op.fusion == ROW:
+                operand_dtypes, raw = (node.dtype,), node.dtype
+            else:
+                operand_dtypes, result = op.signature(tuple([x.dtype if type(x) is Array else type(x) for x in node.inputs]))
+                operand_dtypes, raw = tuple(map(compute_dtype, operand_dtypes)), compute_dtype(result)
+            ins: list[int] = []
+            temporary: list[int] = []
+            for slot, (x, want) in enumerate(zip(node.inputs, operand_dtypes, strict=False)):
+                if type(x) is not Array:
+                    register = self._register()
+                    self.scalars.append((register, place, slot, want))
+                    layouts[register] = ONE
+                else:
+                    register = where[id(x)]
+                    if x.dtype != want:
+                        cast = casts.get((register, want))
+                        if cast is None:
+                            cast = self._new_like(layouts[register], want, layouts)
+                            self.steps.append((_cast, (register,), cast))
+                            if last[id(x)] == place:
+                                temporary.append(cast)
+                            else:
+                                casts[register, want] = cast
+                        register = cast
+                ins.append(register)
+            out = self._output(id(node), written, layout, raw, node.dtype, layouts)
+            if op.fusion == SOURCE:
+                self.sources.append((op.numpy, place, out))
+                self.steps.append((None, (len(self.sources) - 1,), out))
+            elif op.fusion == ROW:
+                self.steps.append((op.numpy.reduce, (*ins, -1), out))
+            else:
+                self.steps.append((op.numpy, tuple(ins), out))
+            if raw != node.dtype:  # a half type: computed in float32, rounded here
+                rounded = self._output(id(node), written, layout, node.dtype, node.dtype, layouts)
+                self.steps.append((_cast, (out,), rounded))
+                temporary.append(out)
+                out = rounded
+            where[id(node)] = out
+            if id(node) in written:
+                registers_of_outputs[written[id(node)]] = out
+            for x in node.inputs:
+                if type(x) is Array and last[id(x)] == place and id(x) not in written:
+                    self._free(where[id(x)])
+                    for key in [key for key in casts if key[0] == where[id(x)]]:
+                        self._free(casts.pop(key))
+                    last[id(x)] = -1
+            for register in temporary:
+                self._free(register)
+        self.writes = [
+            (registers_of_outputs[k], layouts[registers_of_outputs[k]]) if k in registers_of_outputs else (-1, FULL)
+            for k in range(len(kernel.outputs))
+        ]
+
+    def _output(
+        self, key: int, written: dict[int, int], layout: int, dtype: DType, final: DType, layouts: dict[int, int]
+    ) -> int:
+        """The register a node computes into: its place in memory if it is written, else scratch."""
+        if key in written and dtype == final:
+            register = self._register()
+        else:
+            register = self._new(layout, dtype)
+        layouts[register] = layout
+        return register
+
+    def _new_like(self, layout: int, dtype: DType, layouts: dict[int, int]) -> int:
+        register = self._new(layout, dtype)
+        layouts[register] = layout
+        return register
+
+    def _free(self, register: int) -> None:
+        slot = self._slot_of.pop(register, -1)
+        if slot >= 0:
+            self._slots_free.append(slot)
+
+    # --- blocks -----------------------------------------------------------------------------
+
+    def _blocks(self) -> list[tuple[int, int, int, int]]:
+        """(first row, end row, first column, end column) of each block; a flat space is one long row."""
+        rows, cols = self.rows, self.cols
+        if self.flat:
+            n, step = rows * cols, BLOCK
+            for total in self.totals:
+                step = max(total.chunk, step // total.chunk * total.chunk)
+            self.block_rows, self.block_cols = 1, max(1, min(step, n))
+            return [(0, 1, c, min(c + step, n)) for c in range(0, n, step)] or [(0, 1, 0, 0)]
+        wide = cols > BLOCK and not any(step[0] is not None and step[1][-1:] == (-1,) for step in self.steps)
+        col_step = BLOCK if wide else max(cols, 1)
+        row_step = max(1, BLOCK // max(col_step, 1))
+        for total in self.totals:
+            if total.chunk_rows > 1:
+                row_step = max(total.chunk_rows, row_step // total.chunk_rows * total.chunk_rows)
+        self.block_rows, self.block_cols = min(row_step, max(rows, 1)), col_step
+        return [
+            (r, min(r + row_step, rows), c, min(c + col_step, cols))
+            for r in range(0, rows, row_step)
+            for c in range(0, cols, col_step)
+        ]
+
+    # --- running ----------------------------------------------------------------------------
+
+    def run(self, kernel: Kernel) -> None:
+        """Compute the results of `kernel`, which has this structure."""
+        partials = [total.allocate(self) for total in self.totals]
+        bound = self._bind(kernel)
+        blocks = self.blocks
+        if self.rows * self.cols == 0:
+            blocks = []
+        if self.parallel:
+            half = len(blocks) // 2
+            future = _executor().submit(self._walk, kernel, bound, blocks[half:], partials)
+            self._walk(kernel, bound, blocks[:half], partials)
+            future.result()
+        else:
+            self._walk(kernel, bound, blocks, partials)
+        for total, partial in zip(self.totals, partials, strict=True):
+            total.finish(partial, kernel.results[total.output])
+
+    def _bind(self, kernel: Kernel) -> list[tuple[int, int, Any]]:
+        """(register, layout, data) of every leaf, scalar and output, as the space sees it."""
+        bound: list[tuple[int, int, Any]] = []
+        shape = (1, self.rows * self.cols) if self.flat else (self.rows, self.cols)
+        for (register, layout), leaf in zip(self.leaves, kernel.leaves, strict=True):
+            bound.append((register, layout, self._shaped(leaf.data, layout, shape)))
+        for register, place, operand, dtype in self.scalars:
+            bound.append((register, ONE, _as_scalar(kernel.nodes[place].inputs[operand], dtype)))
+        for (register, layout), data in zip(self.writes, kernel.results, strict=True):
+            if register >= 0:
+                bound.append((register, layout, self._shaped(data, layout, shape)))
+        return bound
+
+    def _shaped(self, data: Data, layout: int, shape: tuple[int, int]) -> Any:
+        if layout == FULL:
+            return data.reshape(shape)
+        if layout == PER_ROW:
+            return data.reshape(shape[0], 1)
+        if layout == PER_COLUMN:
+            return data.reshape(shape[1])
+        if layout == ONE:
+            return data.reshape(())[()]
+        return Gathered(np.broadcast_to(data, self.space))
+
+    def _walk(self, kernel: Kernel, bound: list[Any], blocks: list[tuple[int, int, int, int]], partials: list[Data]) -> None:
+        registers: list[Any] = [None] * self.count
+        sliced = []
+        for entry in bound:
+            if entry[1] == ONE:
+                registers[entry[0]] = entry[2]
+            else:
+                sliced.append(entry)
+        shape: tuple[int, int] | None = None
+        nodes = kernel.nodes
+        with np.errstate(all="ignore"):
+            for r0, r1, c0, c1 in blocks:
+                if shape != (r1 - r0, c1 - c0):
+                    shape = (r1 - r0, c1 - c0)
+                    self._bind_scratch(registers, shape)
+                for register, layout, data in sliced:
+                    if layout == FULL:
+                        registers[register] = data[r0:r1, c0:c1]
+                    elif layout == PER_ROW:
+                        registers[register] = data[r0:r1]
+                    elif layout == PER_COLUMN:
+                        registers[register] = data[c0:c1]
+                    else:
+                        registers[register] = data.block(r0, r1, c0, c1)
+                for function, ins, out in self.steps:
+                    if function is None:
+                        source, place, _ = self.sources[ins[0]]
+                        source(nodes[place].params, r0 * self.cols + c0, registers[out])
+                    elif len(ins) == 2:
+                        if ins[1] == -1:
+                            function(registers[ins[0]], -1, None, registers[out], True)
+                        else:
+                            function(registers[ins[0]], registers[ins[1]], registers[out])
+                    elif len(ins) == 1:
+                        function(registers[ins[0]], registers[out])
+                    else:
+                        function(*[registers[i] for i in ins], registers[out])
+                for total, partial in zip(self.totals, partials, strict=True):
+                    total.add(registers[total.register], partial, r0, c0)
+
+    def _bind_scratch(self, registers: list[Any], shape: tuple[int, int]) -> None:
+        pool: dict[int, Data] = _scratch.__dict__.setdefault("pool", {})
+        size = self.block_rows * self.block_cols * 8
+        n = shape[0] * shape[1]
+        for register, slot, layout, dtype in self.scratch:
+            if layout == PER_ROW:
+                registers[register] = np.empty((shape[0], 1), dtype)
+            elif layout == PER_COLUMN:
+                registers[register] = np.empty(shape[1], dtype)
+            elif layout == ONE:
+                registers[register] = np.empty((), dtype)
+            else:
+                memory = pool.get(slot)
+                if memory is None or memory.size < size:
+                    memory = pool[slot] = np.empty(max(size, BLOCK * 8), np.uint8)
+                registers[register] = memory[: n * dtype.itemsize].view(dtype).reshape(shape)
+
+
+class Gathered:
+    """A leaf that is not laid out as the space: its blocks are copied together."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data.reshape(1, -1) if data.ndim == 0 else data[None] if data.ndim == 1 else data
+        self.run = self.data.shape[-2]  # rows that one slice can give
+
+    def block(self, r0: int, r1: int, c0: int, c1: int) -> Data:
+        """Rows `r0` to `r1` and columns `c0` to `c1`, contiguous."""
+        data = self.data
+        if data.ndim == 2:
+            return np.ascontiguousarray(data[r0:r1, c0:c1])
+        out = np.empty((r1 - r0, c1 - c0), data.dtype)
+        r = r0
+        while r < r1:
+            lead, first = divmod(r, self.run)
+            count = min(self.run - first, r1 - r)
+            index = np.unravel_index(lead, data.shape[:-2])
+            out[r - r0 : r - r0 + count] = data[index][first : first + count, c0:c1]
+            r += count
+        return out
+
+
+class Total:
+    """A reduction over the rows (one value a column) or over everything, by fixed chunks."""
+
+    def __init__(self, register: int, output: int, op: Any, node: Array, cols: int) -> None:
+        self.register, self.output, self.ufunc, self.dtype = register, output, op.numpy, node.dtype
+        self.by_column = node.size > 1
+        self.cols = cols
+        self.chunk_rows = max(1, CHUNK // max(cols, 1))  # rows of one partial result
+        self.chunk = self.chunk_rows * cols if cols <= CHUNK else CHUNK  # elements of one, where rows do not matter
+        self.flat = False
+
+    def allocate(self, program: Program) -> Data:
+        """Memory for the partial results of every chunk."""
+        rows, cols = program.rows, program.cols
+        self.flat = program.flat
+        if self.by_column:
+            return np.empty((-(-rows // self.chunk_rows), cols), self.dtype)
+        if self.flat:
+            return np.empty(-(-rows * cols // max(self.chunk, 1)), self.dtype)
+        if cols > CHUNK:
+            return np.empty((rows, -(-cols // CHUNK)), self.dtype)
+        return np.empty(-(-rows // self.chunk_rows), self.dtype)
+
+    def add(self, block: Data, partial: Data, r0: int, c0: int) -> None:
+        """Put the partial results of `block`, which begins at row `r0` and column `c0`, where they belong."""
+        reduce = self.ufunc.reduce
+        r, c = block.shape
+        if self.by_column:
+            first, step = r0 // self.chunk_rows, self.chunk_rows
+            for k, start in enumerate(range(0, r, step)):
+                reduce(block[start : start + step], 0, None, partial[first + k, c0 : c0 + c])
+            return
+        if self.flat or self.cols <= CHUNK:
+            line, chunk = np.ascontiguousarray(block).reshape(-1), self.chunk
+            first = (r0 * self.cols + c0) // chunk
+            whole = line.size // chunk
+            if whole:
+                reduce(line[: whole * chunk].reshape(whole, chunk), -1, None, partial[first : first + whole])
+            if whole * chunk < line.size:
+                partial[first + whole] = reduce(line[whole * chunk :])
+            return
+        for start in range(0, c, CHUNK):
+            reduce(
+                np.ascontiguousarray(block[:, start : start + CHUNK]), -1, None, partial[r0 : r0 + r, (c0 + start) // CHUNK]
+            )
+
+    def finish(self, partial: Data, out: Data) -> None:
+        """Reduce the partial results into `out`."""
+        with np.errstate(all="ignore"):
+            if self.by_column:
+                self.ufunc.reduce(partial, 0, None, out.reshape(-1))
+            else:
+                out[...] = self.ufunc.reduce(partial.reshape(-1))
+
+
+def _executor() -> ThreadPoolExecutor:
+    global _pool  # made when first needed, so that importing starts no thread
+    if _pool is None:
+        _pool = ThreadPoolExecutor(THREADS, thread_name_prefix="gpuad")
+    return _pool

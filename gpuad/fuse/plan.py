@@ -1,0 +1,245 @@
+"""What becomes one kernel, and which results it writes to memory.
+
+`realize` grows a kernel from the arrays that are wanted, through everything pending below them that walks the same
+space.  What does not (a product of matrices, a reduction over rows, a smaller array) is computed before.
+
+An interior result lives and dies in a register unless someone else will want it, and then it is written only when
+
+  - computing it again costs more than storing and reading it (`STORE_COST`), or
+  - it is one value a row, which costs nothing to store, or
+  - computing it again would keep alive memory that is otherwise free to go.
+
+The decision looks at the graph alone, never at a clock, so a dry run makes the same one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
+
+from ..array import ANCHOR, ELEMENTWISE, ROW, SOURCE, TOTAL, Array, Shape
+from .kernel import Kernel, row_shape, space_of, watchers
+
+STORE_COST = 48.0  # additions an element may take to compute again before it is stored; see benchmarks/test_costs.py
+MAX_DEPTH = 32  # longest chain of pending operations
+MAX_LEAVES = 24  # most arrays one pending expression may read
+SURVEY_EVERY = 8  # depths at which a pending expression's leaves are counted
+PINNED = 4  # how many times its own size a pending expression may keep alive
+
+eager: ContextVar[bool] = ContextVar("eager", default=False)
+
+
+def realize(array: Array) -> Array:
+    """`array`, computed."""
+    if array.op is not None:
+        realize_all((array,))
+    return array
+
+
+def realize_all(arrays: Iterable[Array]) -> None:
+    """Compute `arrays` in as few kernels as their spaces allow."""
+    pending = [a for a in arrays if a.op is not None]
+    if not pending:
+        return
+    with pending[0].device.lock:
+        _compute([a for a in pending if a.op is not None], {id(a) for a in pending})
+
+
+def _compute(roots: Sequence[Array], wanted: set[int]) -> None:
+    """Compute `roots`, grouped by space; arrays whose id is in `wanted` are stored wherever they are met."""
+    groups: dict[Shape | int, list[Array]] = {}
+    for root in roots:
+        assert root.op is not None
+        groups.setdefault(id(root) if root.op.fusion == ANCHOR else space_of(root), []).append(root)
+    for space, group in groups.items():
+        left = [root for root in group if root.op is not None]  # an earlier kernel may have stored some
+        if not left:
+            continue
+        if isinstance(space, int):
+            _run_anchor(left[0], wanted)
+            continue
+        nodes, before = _grow(left, space)
+        if before:
+            _compute(before, wanted)
+            left = [root for root in left if root.op is not None]
+            if not left:
+                continue
+            nodes, before = _grow(left, space)
+            assert not before
+        _run(left, nodes, space, wanted)
+
+
+def _grow(roots: Sequence[Array], space: Shape) -> tuple[list[Array], list[Array]]:
+    """The pending arrays of the kernel that computes `roots`, inputs first, and those to compute before it."""
+    rows = row_shape(space)
+    order: list[Array] = []
+    before: list[Array] = []
+    seen: set[int] = set()
+    stack = [(root, False) for root in reversed(roots)]
+    while stack:
+        a, expanded = stack.pop()
+        if expanded:
+            order.append(a)
+            continue
+        if id(a) in seen:
+            continue
+        seen.add(id(a))
+        stack.append((a, True))
+        for x in a.inputs:
+            if type(x) is not Array or x.op is None or id(x) in seen:
+                continue
+            fusion = x.op.fusion
+            if (
+                (fusion == ELEMENTWISE and (x.shape == space or x.shape == rows))
+                or (fusion == SOURCE and x.shape == space)
+                or (fusion == ROW and x.inputs[0].shape == space)  # type: ignore[union-attr]  # never a scalar
+            ):
+                stack.append((x, False))
+            else:
+                seen.add(id(x))
+                before.append(x)
+    return order, before
+
+
+def _run_anchor(array: Array, wanted: set[int]) -> None:
+    """Compute an array that a product of matrices or a named kernel makes."""
+    inputs = [x for x in array.inputs if type(x) is Array]
+    pending = list({id(x): x for x in inputs if x.op is not None}.values())
+    if pending:
+        _compute(pending, wanted | {id(x) for x in pending})
+    out = array.device.call(array.op, [x.data for x in inputs], dict(array.params), array.site)
+    array.compute(out.data, out.buffer)
+
+
+def _run(roots: Sequence[Array], nodes: list[Array], space: Shape, wanted: set[int]) -> None:
+    """Allocate what the kernel over `nodes` writes, run it, and mark it computed."""
+    uses = dict.fromkeys(map(id, nodes), 0)  # how often each node is read inside the kernel
+    last: dict[int, int] = {}  # for each leaf, the place of the node that reads it last
+    leaves: list[Array] = []
+    for place, a in enumerate(nodes):
+        for x in a.inputs:
+            if type(x) is Array:
+                if id(x) in uses:
+                    uses[id(x)] += 1
+                else:
+                    if id(x) not in last:
+                        leaves.append(x)
+                    last[id(x)] = place
+    dying = {id(x) for x in leaves if sys.getrefcount(x) - x.readers <= 3}  # the loop, the list, the argument
+    stored = _stored(roots, nodes, space, uses, dying, wanted)
+    outputs = [a for a in nodes if id(a) in stored]
+    kernel = Kernel(space, nodes, leaves, outputs)
+    donors = _donors(nodes, leaves, uses, stored, dying)
+    device = outputs[0].device
+    places = {id(a): k for k, a in enumerate(nodes)}
+    made = []
+    for y in outputs:
+        donor = _donor_for(y, places[id(y)], donors, last)
+        made.append(donor if donor is not None else device.allocate(y.shape, y.dtype, site=y.site))
+    kernel.results = [m.data for m in made]
+    for watcher in watchers:
+        watcher(kernel)
+    device.run(kernel)
+    for y, m in zip(outputs, made, strict=True):
+        assert m.buffer is not None
+        y.compute(m.data, m.buffer)
+
+
+def _stored(
+    roots: Sequence[Array], nodes: list[Array], space: Shape, uses: dict[int, int], dying: set[int], wanted: set[int]
+) -> set[int]:
+    """The ids of the nodes that are written to memory."""
+    stored = {id(root) for root in roots}
+    again: dict[int, float] = {}  # what computing a node again costs, from what is stored by then
+    pins: dict[int, bool] = {}  # would that keep alive memory that could go?
+    for a in nodes:
+        key, op = id(a), a.op
+        assert op is not None
+        cost, pinned = op.cost, False
+        for x in a.inputs:
+            if type(x) is Array:
+                if id(x) in again:
+                    cost += again[id(x)]
+                    pinned = pinned or pins[id(x)]
+                elif id(x) in dying and x.size >= a.size:
+                    pinned = True
+        if key not in stored:
+            outside = a.kept or a.readers > uses[key]
+            if key in wanted or (outside and (cost > STORE_COST or pinned or (a.shape != space and op.fusion == ROW))):
+                stored.add(key)
+        again[key], pins[key] = (0.0, False) if key in stored else (cost, pinned)
+    return stored
+
+
+def _donors(
+    nodes: list[Array], leaves: list[Array], uses: dict[int, int], stored: set[int], dying: set[int]
+) -> list[Array]:
+    """Leaves whose memory nobody will look at once this kernel has run."""
+    exposed: set[int] = set()  # what someone could still ask to be computed from the leaves again
+    for a in reversed(nodes):
+        key = id(a)
+        if key in stored:
+            continue
+        if key in exposed or a.readers > uses[key] or sys.getrefcount(a) - a.readers > 3:
+            exposed.add(key)
+            exposed.update(id(x) for x in a.inputs if type(x) is Array)
+    return [x for x in leaves if id(x) in dying and id(x) not in exposed and x.readers and exclusive(x, held=4)]
+
+
+def _donor_for(y: Array, place: int, donors: list[Array], last: dict[int, int]) -> Array | None:
+    """A dying leaf whose memory `y` may take over, removed from `donors`; None if there is none."""
+    op = y.op
+    assert op is not None
+    if op.fusion != ELEMENTWISE:
+        return None
+    for x in donors:
+        if x.shape != y.shape or x.dtype != y.dtype or not x.data.flags.c_contiguous:
+            continue
+        if last[id(x)] < place or (last[id(x)] == place and op.in_place):
+            donors.remove(x)
+            return x
+    return None
+
+
+def exclusive(array: Array, held: int = 2) -> bool:
+    """True if nobody but the one holder of the computed `array` sees its memory.
+
+    Counted are references: of tensors, tapes, pending expressions, views and loans to this Array, of other Arrays to
+    its buffer, of views of anyone's to the memory.  `held` is how many references the caller knows of.
+    """
+    buffer = array.buffer
+    if buffer is None or buffer.borrowed or sys.getrefcount(array) - array.readers > held + 1:
+        return False
+    return sys.getrefcount(buffer) <= 3 and buffer.views() <= 1
+
+
+def survey(inputs: Sequence[Array]) -> tuple[int, int, int]:
+    """How many arrays the pending `inputs` read, their bytes together, and the bytes of the largest."""
+    count = total = largest = 0
+    seen: set[int] = set()
+    stack = list(inputs)
+    while stack:
+        a = stack.pop()
+        if id(a) in seen:
+            continue
+        seen.add(id(a))
+        if a.op is None:
+            count += 1
+            total += a.nbytes
+            largest = max(largest, a.nbytes)
+        else:
+            stack.extend([x for x in a.inputs if type(x) is Array])
+    return count, total, largest
+
+
+def cut(inputs: Sequence[Array], depth: int, nbytes: int) -> bool:
+    """Compute pending `inputs` when an array of `nbytes` over them would be too deep or keep too much alive."""
+    if depth % SURVEY_EVERY:
+        return False
+    if depth < MAX_DEPTH:
+        count, total, largest = survey(inputs)
+        if count <= MAX_LEAVES and total <= PINNED * max(nbytes, largest):
+            return False
+    realize_all(inputs)
+    return True

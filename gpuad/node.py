@@ -1,0 +1,93 @@
+"""Nodes: what a tape is made of.
+
+A link is `(node, k)`: the k-th output of the operation that `node` recorded.  A leaf is a node without parents; it
+collects the gradient of the tensor that requires it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from .array import Array
+from .buffer import fingerprint
+from .errors import MutationError
+from .provenance import Site, describe
+
+if TYPE_CHECKING:
+    from .tensor import Tensor
+
+Link: TypeAlias = "tuple[Node, int]"
+
+clock = itertools.count(1)  # orders traces (inner ones start later) and nodes
+
+
+class Node:
+    """One recorded operation: enough to pull a cotangent back through it.
+
+    `saved` holds what the op's rules ask for: its inputs, its output, `like` and its parameters, None where nobody
+    asks; None altogether once a sweep has freed it.  What it keeps knows that it is kept.
+    """
+
+    __slots__ = ("op", "order", "parents", "saved", "site")
+
+    def __init__(self, op: Any, parents: list[Link | None], saved: list[Any] | None, site: Site | None) -> None:
+        self.op, self.parents, self.saved, self.site = op, parents, saved, site
+        self.order = next(clock)
+
+    def release(self) -> None:
+        """Forget what is saved."""
+        saved, self.saved = self.saved, None
+        if saved is not None:
+            for v in saved:
+                array = bottom(v)
+                if array is not None:
+                    array.kept -= 1
+
+    def __del__(self) -> None:
+        self.release()
+
+
+class Leaf(Node):
+    """The end of a tape: a tensor that requires grad."""
+
+    __slots__ = ("grad", "lock", "name")
+
+    def __init__(self, name: str | None, site: Site | None) -> None:
+        super().__init__(None, [], None, site)
+        self.name = name
+        self.grad: Tensor | None = None
+        self.lock = threading.Lock()  # taken while `grad` is added to
+
+
+def bottom(value: Any) -> Array | None:
+    """The Array under a saved value: under an Array, a tensor of any level, or a borrowed one; else None."""
+    while type(value) is not Array:
+        if type(value) is Borrowed:
+            return value.array
+        if not hasattr(value, "trace"):
+            return None
+        value = value.data
+    return value
+
+
+class Borrowed:
+    """A kept Array whose memory others can write, with the fingerprint it had when it was kept."""
+
+    __slots__ = ("array", "line", "print")
+
+    def __init__(self, array: Array, site: Site | None) -> None:
+        self.array, self.line = array, site
+        self.print = fingerprint(array.device.to_numpy(array))
+
+    def verified(self, op: str) -> Array:
+        """The Array, if its memory still holds what it held."""
+        if fingerprint(self.array.device.to_numpy(self.array)) != self.print:
+            raise MutationError(
+                f"memory that the gradient of {op}() needs was written after it was used\n"
+                f"  {self.array.dtype}{list(self.array.shape)}, imported at {describe(self.array.site)} without a copy;"
+                f" saved by {op}() at {describe(self.line)}\n"
+                "  write to it after backward(), or import it with copy=True"
+            )
+        return self.array

@@ -1,0 +1,141 @@
+"""The reverse sweep, and `backward()` over the ambient tape."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from typing import Any
+
+from .array import ANCHOR, OPAQUE, Array, describe
+from .convert import asarray
+from .errors import FreedTapeError, GradientError, ShapeError
+from .fuse.plan import realize_all
+from .node import Borrowed, Leaf, Link, Node, bottom
+from .ops.create import ones_like
+from .provenance import blame, here
+from .provenance import describe as describe_site
+from .tensor import Tensor
+
+
+def sweep(
+    seeds: Iterable[tuple[Link, Tensor]], *, attached: bool = False, retain: bool = False, targets: set[Leaf] | None = None
+) -> dict[Leaf, Tensor]:
+    """Pull cotangents back to the leaves, newest node first: {leaf: cotangent}.
+
+    `attached` makes what is computed part of the ambient tape; `retain` leaves the tape for another sweep.
+    All state is local, so a sweep may run inside another, or on another thread.  Before it pulls through an op that
+    ends a kernel it computes that op's cotangent together with everything that has reached a leaf by then: they come
+    from one region, and share its kernel.
+    """
+    cotangents: dict[Node, list[Tensor | None]] = {}
+    heap: list[tuple[int, Node]] = []
+    leaves: dict[Leaf, Tensor] = {}
+    arrived: list[Tensor] = []
+
+    def push(link: Link, g: Tensor) -> None:
+        node, k = link
+        found = cotangents.get(node)
+        if found is None:
+            if type(node) is not Leaf:
+                found = cotangents[node] = [None] * len(node.op.outputs)
+                heapq.heappush(heap, (-node.order, node))
+        if type(node) is Leaf:
+            leaves[node] = leaves[node] + g if node in leaves else g
+            arrived.append(leaves[node])
+            return
+        assert found is not None
+        before = found[k]
+        found[k] = g if before is None else before + g
+
+    for link, g in seeds:
+        push(link, g)
+    while heap:
+        _, node = heapq.heappop(heap)
+        parts = cotangents.pop(node)
+        if node.saved is None:
+            raise FreedTapeError(
+                f"the tape behind {node.op.name}() at {describe_site(node.site)} was freed by an earlier backward()\n"
+                "  pass retain_graph=True to that one to sweep it twice"
+            )
+        traced = [p is not None for p in node.parents]
+        if node.op.fusion in (OPAQUE, ANCHOR):
+            together = [a for a in map(bottom, [*parts, *arrived]) if a is not None and a.op is not None]
+            if together:
+                realize_all(together)
+            arrived.clear()
+        with blame(node.site):
+            g = parts[0] if len(node.op.outputs) == 1 else parts
+            for parent, part in zip(node.parents, node.op.pull(g, _unpack(node, attached), traced), strict=True):
+                if parent is not None and part is not None:
+                    push(parent, part)
+        del parts, g
+        if not retain:
+            node.release()
+    return leaves
+
+
+def _unpack(node: Node, attached: bool) -> list[Any]:
+    """The saved values as tensors.  An output is stored without its node, to avoid a cycle."""
+    saved = node.saved
+    assert saved is not None
+    n, m = len(node.parents), len(node.op.outputs)
+    out = list(saved)
+    for k in range(n + m):
+        v = saved[k]
+        if type(v) is Borrowed:
+            v = v.verified(node.op.name)
+        if type(v) is Array:
+            link = None
+            if attached:
+                link = node.parents[k] if k < n else (node, k - n)
+            out[k] = Tensor(v, None, link)
+    return out
+
+
+def backward(
+    y: Tensor, gradient: Any = None, retain_graph: bool = False, create_graph: bool = False
+) -> None:
+    """Add the gradient of `y` to `.grad` of every leaf it depends on."""
+    if y.trace is not None:
+        raise GradientError(
+            f"backward() on a tensor inside {y.trace.kind}() at {describe_site(here(3))}\n"
+            "  the transformation differentiates by itself; return the tensor from the function instead"
+        )
+    if y.link is None:
+        raise GradientError(
+            f"backward() on {describe(y)} made at {describe_site(y.array.site)}, which depends on nothing that requires grad\n"
+            "  call requires_grad_() on a tensor it is computed from, outside no_grad()"
+        )
+    if gradient is None:
+        if y.size != 1:
+            raise ShapeError(
+                f"backward() needs a scalar, got {describe(y)} at {describe_site(here(3))}\n"
+                "  sum it first, or pass gradient= of the same shape"
+            )
+        seed = ones_like(y)
+    else:
+        seed = gradient if isinstance(gradient, Tensor) else asarray(gradient, dtype=y.dtype, device=y.device)
+        if seed.shape != y.shape:
+            raise ShapeError(f"gradient= is {describe(seed)}, but backward() was called on {describe(y)}")
+    found = sweep([(y.link, seed)], attached=create_graph, retain=retain_graph or create_graph)
+    if not create_graph:
+        realize_all([g.array for g in found.values()])
+    for leaf, g in found.items():
+        accumulate(leaf, g, create_graph)
+
+
+def accumulate(leaf: Leaf, g: Tensor, attached: bool) -> None:
+    """Add `g` to the gradient of `leaf`, in place where nobody else sees the old one."""
+    with leaf.lock:
+        old = leaf.grad
+        if old is None:
+            leaf.grad = g
+            return
+        if attached:
+            leaf.grad = old + g
+            return
+        total = Tensor(old.data) + Tensor(g.array)
+        leaf.grad = None
+        del old  # so that the sum may take over its memory
+        realize_all([total.data])
+        leaf.grad = total

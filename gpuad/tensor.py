@@ -1,0 +1,234 @@
+"""Tensor: data seen by one transformation, over data seen by the next one out, down to an Array.
+
+With `trace` None this is an ordinary tensor: `data` is an Array, and `link` its place on the ambient tape that
+`backward()` walks, or None.  Else `trace` is an open transformation, and `link` is the tensor's place on that
+transformation's tape (reverse mode) or its tangent (forward mode).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from .array import Array, Shape, describe
+from .devices import Device
+from .devices import device as find_device
+from .dtype import DType, as_dtype, is_float
+from .errors import DTypeError, GradientError, ShapeError
+from .fuse.plan import realize
+from .node import Leaf
+from .operators import Operators, operators
+from .provenance import describe as describe_site
+from .provenance import here
+
+
+class Tensor(Operators):
+    """An n-dimensional array that can be differentiated.  Made by `gpuad.asarray` and the creation functions."""
+
+    __slots__ = ("__weakref__", "data", "link", "trace")
+    __array_priority__ = 1000
+
+    def __init__(self, data: Any, trace: Any = None, link: Any = None) -> None:
+        self.data, self.trace, self.link = data, trace, link
+
+    # --- what it is -------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> Shape:
+        """The length of each axis."""
+        shape: Shape = self.data.shape
+        return shape
+
+    @property
+    def dtype(self) -> DType:
+        """The type of each element."""
+        dtype: DType = self.data.dtype
+        return dtype
+
+    @property
+    def device(self) -> Device:
+        """Where the values are."""
+        return self.array.device
+
+    @property
+    def array(self) -> Array:
+        """The Array at the bottom of this tensor."""
+        data = self.data
+        while type(data) is not Array:
+            data = data.data
+        return data
+
+    @property
+    def ndim(self) -> int:
+        """How many axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """How many elements."""
+        n = 1
+        for d in self.shape:
+            n *= d
+        return n
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the elements take."""
+        return self.size * self.dtype.itemsize
+
+    @property
+    def name(self) -> str | None:
+        """The name of a tensor that requires grad, if it was given one."""
+        return self.link[0].name if self.is_leaf else None
+
+    @name.setter
+    def name(self, name: str | None) -> None:
+        if not self.is_leaf:
+            raise GradientError("only a tensor that requires grad has a name; call requires_grad_() first")
+        self.link[0].name = name
+
+    # --- gradients --------------------------------------------------------------------------
+
+    @property
+    def is_leaf(self) -> bool:
+        """True for a tensor whose gradient `backward()` collects in `.grad`."""
+        return self.trace is None and self.link is not None and type(self.link[0]) is Leaf
+
+    @property
+    def requires_grad(self) -> bool:
+        """True if a derivative with respect to this tensor, or through it, is being recorded."""
+        return self.link is not None
+
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """This tensor, from now on a leaf whose gradient `backward()` collects (or no longer one)."""
+        if self.trace is not None:
+            raise GradientError(
+                f"requires_grad_() on a tensor inside {self.trace.kind}(), which differentiates by itself"
+                "\n  call it outside, or pass the tensor as an argument"
+            )
+        if not requires_grad:
+            self.link = None
+        elif not is_float(self.dtype):
+            raise DTypeError(
+                f"{describe(self)} cannot require grad: only floating-point tensors have gradients; use .to(gpuad.float32)"
+            )
+        elif self.link is None:
+            self.link = (Leaf(None, here(2)), 0)
+        return self
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The gradient that `backward()` has collected, or None."""
+        return self.link[0].grad if self.is_leaf else None
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        if not self.is_leaf:
+            raise GradientError("only a tensor that requires grad has a .grad; call requires_grad_() first")
+        if value is not None and (value.shape != self.shape or value.dtype != self.dtype):
+            raise ShapeError(f"the gradient of {describe(self)} cannot be {describe(value)}")
+        self.link[0].grad = value
+
+    def backward(
+        self, gradient: Any = None, *, retain_graph: bool = False, create_graph: bool = False
+    ) -> None:
+        """Add d(self)/d(leaf) to `.grad` of every leaf this tensor depends on.
+
+        `gradient` is the cotangent, needed unless this is a scalar.  The tape is freed as it is swept, unless
+        `retain_graph`; with `create_graph` the gradients can be differentiated again.
+        """
+        operators.backward(self, gradient, retain_graph, create_graph)
+
+    def detach(self) -> Tensor:
+        """The same values, constant for every derivative."""
+        return Tensor(self.array)
+
+    # --- values -----------------------------------------------------------------------------
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """The values as a read-only NumPy array, without a copy on the CPU."""
+        if self.trace is not None:
+            raise GradientError(
+                f"numpy() of a tensor inside {self.trace.kind}() would lose its derivative at {describe_site(here(2))}\n"
+                "  use gpuad functions on it, or detach() if it is meant to be constant"
+            )
+        array = realize(self.array)
+        return array.device.to_numpy(array)
+
+    def item(self) -> Any:
+        """The one value of a tensor of size 1, as a Python scalar."""
+        if self.size != 1:
+            raise ShapeError(f"item() needs a tensor of one element, got {describe(self)}")
+        array = realize(self.array)
+        return array.device.to_numpy(array).reshape(()).item()
+
+    def tolist(self) -> Any:
+        """The values as nested lists of Python scalars."""
+        array = realize(self.array)
+        return array.device.to_numpy(array).tolist()
+
+    def __bool__(self) -> bool:
+        if self.size != 1:
+            raise ShapeError(f"the truth of {describe(self)} is not one value; use any() or all()")
+        return bool(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __index__(self) -> int:
+        if is_float(self.dtype):
+            raise DTypeError(f"only an integer tensor can be an index, got {describe(self)}")
+        return int(self.item())
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise ShapeError("a tensor without axes has no length")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if not self.shape:
+            raise ShapeError("a tensor without axes cannot be iterated over")
+        return (self[i] for i in range(self.shape[0]))
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __repr__(self) -> str:
+        if self.trace is not None:
+            return f"Tensor({describe(self)}, inside {self.trace.kind}())"
+        if self.device.name == "meta":
+            return f"Tensor({describe(self)}, device=meta)"
+        values = np.array2string(realize(self.array).device.to_numpy(self.array), separator=", ", prefix="Tensor(")
+        note = f", name={self.name!r}" if self.name else ", requires_grad=True" if self.requires_grad else ""
+        return f"Tensor({values}, dtype={self.dtype}{note})"
+
+    def to(self, target: Any) -> Tensor:
+        """This tensor as another dtype, or on another device; itself where nothing changes."""
+        if isinstance(target, Device) or (isinstance(target, str) and target.split(":")[0] in ("cpu", "cuda", "meta")):
+            result: Tensor = operators.to_device(self, device=find_device(target))
+            return result
+        result = operators.astype(self, as_dtype(target))
+        return result
+
+    # --- assignment -------------------------------------------------------------------------
+
+    def become(self, new: Tensor) -> None:
+        """Rebind this handle to `new`: all that `x += 1` and `x[i] = v` do.  No memory is written."""
+        self.data, self.trace, self.link = new.data, new.trace, new.link
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        operators.assign(self, key, value)
+
+    def __getitem__(self, key: Any) -> Tensor:
+        result: Tensor = operators.getitem(self, key)
+        return result
+
+    def copy_(self, value: Any) -> Tensor:
+        """This tensor with the values of `value`; a leaf stays the leaf it is (under `no_grad`)."""
+        operators.assign(self, ..., value)
+        return self
