@@ -6,6 +6,7 @@ Nothing here has heard of derivatives.  `fuse.plan.realize` turns pending into c
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from .devices.device import Device
 
 Shape: TypeAlias = tuple[int, ...]
+
+_serial = itertools.count()
 
 # How a pending operation can go into a kernel (see fuse/plan.py).
 ELEMENTWISE = 0  # each output element from the input elements at the same place
@@ -65,6 +68,7 @@ class Array:
         "op",
         "params",
         "readers",
+        "serial",
         "shape",
         "site",
     )
@@ -82,6 +86,7 @@ class Array:
     ) -> None:
         self.shape, self.dtype, self.device = shape, dtype, device
         self.op, self.inputs, self.params, self.depth, self.site = op, inputs, params, depth, site
+        self.serial = next(_serial)  # inputs have smaller ones than what reads them
         self.readers = self.kept = 0
         self.data: Any = None
         self.buffer: Buffer | None = None

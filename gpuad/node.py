@@ -64,6 +64,8 @@ class Leaf(Node):
 def bottom(value: Any) -> Array | None:
     """The Array under a saved value: under an Array, a tensor of any level, or a borrowed one; else None."""
     while type(value) is not Array:
+        if value is None:
+            return None
         if type(value) is Borrowed:
             return value.array
         if not hasattr(value, "trace"):

@@ -20,7 +20,7 @@ from .convert import as_operand
 from .devices import Device
 from .dtype import WEAK, DType, compute_dtype, result_dtype
 from .errors import DeviceError, DTypeError, GradientError, ShapeError
-from .fuse.plan import cut, eager, realize, realize_all
+from .fuse.plan import SURVEY_EVERY, cut, eager, realize, realize_all
 from .provenance import Site, blame
 from .provenance import describe as describe_site
 from .tensor import Tensor
@@ -56,7 +56,7 @@ class Op:
         self.vjp = [self._bind(r) for r in vjp] or [None] * len(self.inputs)
         self.jvp = [self._bind(r) for r in jvp] or [None] * len(self.inputs)
         self.differentiable = [True] * len(self.outputs)  # which outputs carry a derivative
-        self._plans: dict[tuple[bool, ...], list[bool] | None] = {}
+        self._plans: dict[tuple[bool, ...], tuple[int, ...] | None] = {}
 
     def _bind(self, rule: Rule) -> tuple[Callable[..., Any], tuple[int, ...]] | None:
         """The rule with the slots it reads, checked when the op is defined."""
@@ -68,20 +68,25 @@ class Op:
         return rule, tuple(self.slots[n] for n in names)
 
     def __call__(self, *args: Any, **params: Any) -> Any:
-        return apply(self, [a if isinstance(a, Tensor) or type(a) in WEAK else as_operand(a) for a in args], params)
+        for a in args:
+            if not isinstance(a, Tensor) and type(a) not in WEAK:
+                return apply(self, [b if type(b) in WEAK else as_operand(b) for b in args], params)
+        return apply(self, args, params)
+
+    def likeness(self, values: list[Any], y: Any) -> Any:
+        """What rules get as `like`: the shape and dtype of each input, None for Python scalars."""
+        return [None if type(v) in WEAK else (v.shape, v.dtype) for v in values]
 
     def frame(self, values: list[Any], y: Any, params: dict[str, Any]) -> list[Any]:
         """Everything a rule may name, in the order of the slots."""
-        like = [None if type(v) in WEAK else (v.shape, v.dtype) for v in values]
-        return [*values, *(y if type(y) is tuple else (y,)), like, *params.values()]
+        return [*values, *(y if type(y) is tuple else (y,)), self.likeness(values, y), *params.values()]
 
-    def plan(self, traced: tuple[bool, ...]) -> list[bool] | None:
-        """For each input and output: must the tape keep it?  None if no derivative flows."""
+    def plan(self, traced: tuple[bool, ...]) -> tuple[int, ...] | None:
+        """The inputs and outputs that the tape must keep, by slot; None if no derivative flows."""
         if traced not in self._plans:
             rules = [r for r, t in zip(self.vjp, traced, strict=True) if t and r is not None]
-            wanted = {s for _, slots in rules for s in slots}
-            kept = [k in wanted for k in range(len(self.inputs) + len(self.outputs))]
-            self._plans[traced] = kept if rules else None
+            wanted = {s for _, slots in rules for s in slots if s < len(self.inputs) + len(self.outputs)}
+            self._plans[traced] = tuple(sorted(wanted)) if rules else None
         return self._plans[traced]
 
     def pull(self, g: Any, frame: list[Any], traced: Sequence[bool]) -> list[Any]:
@@ -172,12 +177,12 @@ class Elementwise(Op):
             common = np.dtype(np.float32)
         return (common,) * n, bool_ if self.dtypes == "compare" else common
 
-    def frame(self, values: list[Any], y: Any, params: dict[str, Any]) -> list[Any]:
+    def likeness(self, values: list[Any], y: Any) -> Any:
         shape, dtype = y.shape, y.dtype
         for v in values:
             if type(v) not in WEAK and (v.shape != shape or v.dtype != dtype):
-                return [*values, y, [None if type(v) in WEAK else (v.shape, v.dtype) for v in values], *params.values()]
-        return [*values, y, None, *params.values()]  # nothing was broadcast or cast
+                return super().likeness(values, y)
+        return None  # nothing was broadcast or cast
 
     def pull(self, g: Any, frame: list[Any], traced: Sequence[bool]) -> list[Any]:
         parts = super().pull(g, frame, traced)
@@ -220,7 +225,7 @@ class Elementwise(Op):
         if shape is None or device is None:
             raise TypeError(f"{self.name}() needs at least one tensor")
         depth += 1
-        if depth % 8 == 0 and cut([a for a in arrays if type(a) is Array], depth, found[1].itemsize * _size(shape)):
+        if depth % SURVEY_EVERY == 0 and cut([a for a in arrays if type(a) is Array], depth, found[1].itemsize * _size(shape)):
             depth = 1
         y = Array(shape, found[1], device, self, tuple(arrays), (), depth, site)
         if borrowed or eager.get():
@@ -307,7 +312,7 @@ class Reduction(Op):
         assert compute_dtype(x.dtype) == x.dtype, "half types are cast before they are reduced"
         shape = (*x.shape[:-1], 1) if self.over == "row" else x.shape[-1:] if self.over == "column" else ()
         depth = x.depth + 1
-        if depth % 8 == 0 and cut([x], depth, x.nbytes):
+        if depth % SURVEY_EVERY == 0 and cut([x], depth, x.nbytes):
             depth = 1
         y = Array(shape, x.dtype, x.device, self, (x,), (), depth, site)
         if eager.get() or (x.buffer is not None and x.buffer.borrowed):
@@ -383,24 +388,23 @@ class Joining(Opaque):
     def __init__(
         self, name: str, *, infer: Callable[..., Any], forward: Callable[..., Any], split: Callable[..., list[Any]], doc: str = ""
     ) -> None:
-        super().__init__(name, (), infer=infer, forward=forward, doc=doc)
+        _, *params = inspect.signature(infer).parameters
+        super().__init__(name, (), infer=infer, forward=forward, params=params, doc=doc)
         self.split = split
 
-    def plan(self, traced: tuple[bool, ...]) -> list[bool] | None:
-        return [False] * (len(traced) + 1) if any(traced) else None
-
-    def frame(self, values: list[Any], y: Any, params: dict[str, Any]) -> list[Any]:
-        return [*values, y, [(v.shape, v.dtype) for v in values], params]
+    def plan(self, traced: tuple[bool, ...]) -> tuple[int, ...] | None:
+        return () if any(traced) else None
 
     def pull(self, g: Any, frame: list[Any], traced: Sequence[bool]) -> list[Any]:
-        like, params = frame[-2:]
-        parts = self.split(g, like, **params)
+        n = len(traced) + 1
+        parts = self.split(g, frame[n], **dict(zip(self.params, frame[n + 1 :], strict=True)))
         return [p if t else None for p, t in zip(parts, traced, strict=True)]
 
     def push(self, tangents: list[Any], frame: list[Any]) -> Any:
         if all(t is None for t in tangents):
             return None
-        values, params = frame[: len(tangents)], frame[-1]
+        values = frame[: len(tangents)]
+        params = dict(zip(self.params, frame[len(tangents) + 2 :], strict=True))
         return self(*[structural["zeros_like"](v) if t is None else t for v, t in zip(values, tangents, strict=True)], **params)
 
 

@@ -19,7 +19,7 @@ Site: TypeAlias = tuple[CodeType, int]
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _USERS = tuple(_PACKAGE + name for name in ("models" + os.sep, "cli", "train", "__main__"))
 _inside: dict[str, bool] = {}  # cache: is this file gpuad's own machinery?
-_blamed: ContextVar[Site | None] = ContextVar("blamed", default=None)
+blamed: ContextVar[Site | None] = ContextVar("blamed", default=None)  # set while a derivative is computed
 
 
 def is_inside(filename: str) -> bool:
@@ -33,9 +33,9 @@ def is_inside(filename: str) -> bool:
 
 def here(depth: int = 1) -> Site | None:
     """The site of the user's call that is running, or the forward line whose derivative is being computed."""
-    blamed = _blamed.get()
-    if blamed is not None:
-        return blamed
+    found = blamed.get()
+    if found is not None:
+        return found
     frame = sys._getframe(depth)
     inside = _inside
     while True:
@@ -51,11 +51,11 @@ def here(depth: int = 1) -> Site | None:
 @contextmanager
 def blame(site: Site | None) -> Iterator[None]:
     """Attribute what runs inside to `site`."""
-    token = _blamed.set(site)
+    token = blamed.set(site)
     try:
         yield
     finally:
-        _blamed.reset(token)
+        blamed.reset(token)
 
 
 def line_of(site: Site) -> int:

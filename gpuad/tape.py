@@ -12,7 +12,7 @@ from .errors import FreedTapeError, GradientError, ShapeError
 from .fuse.plan import realize_all
 from .node import Borrowed, Leaf, Link, Node, bottom
 from .ops.create import ones_like
-from .provenance import blame, here
+from .provenance import blamed, here
 from .provenance import describe as describe_site
 from .tensor import Tensor
 
@@ -57,18 +57,22 @@ def sweep(
                 f"the tape behind {node.op.name}() at {describe_site(node.site)} was freed by an earlier backward()\n"
                 "  pass retain_graph=True to that one to sweep it twice"
             )
-        traced = [p is not None for p in node.parents]
-        if node.op.fusion in (OPAQUE, ANCHOR):
+        op, parents = node.op, node.parents
+        if op.fusion in (OPAQUE, ANCHOR):
             together = [a for a in map(bottom, [*parts, *arrived]) if a is not None and a.op is not None]
             if together:
                 realize_all(together)
             arrived.clear()
-        with blame(node.site):
-            g = parts[0] if len(node.op.outputs) == 1 else parts
-            for parent, part in zip(node.parents, node.op.pull(g, _unpack(node, attached), traced), strict=True):
+        token = blamed.set(node.site)
+        try:
+            g = parts[0] if len(parts) == 1 else parts
+            pulled = op.pull(g, _unpack(node, attached), [p is not None for p in parents])
+            for parent, part in zip(parents, pulled):
                 if parent is not None and part is not None:
                     push(parent, part)
-        del parts, g
+        finally:
+            blamed.reset(token)
+        del parts, g, pulled
         if not retain:
             node.release()
     return leaves
@@ -78,17 +82,16 @@ def _unpack(node: Node, attached: bool) -> list[Any]:
     """The saved values as tensors.  An output is stored without its node, to avoid a cycle."""
     saved = node.saved
     assert saved is not None
-    n, m = len(node.parents), len(node.op.outputs)
     out = list(saved)
-    for k in range(n + m):
-        v = saved[k]
+    for k, v in enumerate(saved):
         if type(v) is Borrowed:
             v = v.verified(node.op.name)
         if type(v) is Array:
-            link = None
             if attached:
-                link = node.parents[k] if k < n else (node, k - n)
-            out[k] = Tensor(v, None, link)
+                n = len(node.parents)
+                out[k] = Tensor(v, None, node.parents[k] if k < n else (node, k - n))
+            else:
+                out[k] = Tensor(v)
     return out
 
 

@@ -7,12 +7,11 @@ returns.  Invariant: a rule at level k sees only tensors of the levels below k.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from .array import Array
 from .dtype import WEAK
 from .errors import EscapedTensorError
 from .node import Borrowed, Leaf, Link, Node, bottom, clock
@@ -71,38 +70,31 @@ class ForwardTrace(Trace):
         return out if tangent is None else Tensor(out, self, tangent)
 
 
-def apply(op: Any, args: list[Any], params: dict[str, Any]) -> Any:
+def apply(op: Any, args: Sequence[Any], params: dict[str, Any]) -> Any:
     """Evaluate `op` on tensors and Python scalars, letting the innermost transformation among them see it."""
-    top = None
+    top, linked = None, False
+    arrays = []
     for a in args:
-        if type(a) not in WEAK:
-            trace = a.trace
-            if trace is not None and (top is None or trace.id > top.id):
-                top = trace
+        if type(a) in WEAK:
+            arrays.append(a)
+            continue
+        trace = a.trace
+        if trace is None:
+            if a.link is not None:
+                linked = True
+        elif top is None or trace.id > top.id:
+            top = trace
+        arrays.append(a.data)
     if top is None:
-        return _apply_ambient(op, args, params)
+        y = op.evaluate(arrays, params, here(3))
+        if linked and horizon.get() <= 0:
+            return attach(op, [None if type(a) in WEAK else a.link for a in args], arrays, y, params, None)
+        return tuple([Tensor(k) for k in y]) if type(y) is tuple else Tensor(y)
     if not top.open:
         _escaped(op, args, top)
     lower = [a.data if type(a) not in WEAK and a.trace is top else a for a in args]
     out = apply(op, lower, params)
     return out if top.id < horizon.get() else top.lift(op, args, lower, out, params)
-
-
-def _apply_ambient(op: Any, args: list[Any], params: dict[str, Any]) -> Any:
-    linked = False
-    arrays = []
-    for a in args:
-        if type(a) in WEAK:
-            arrays.append(a)
-        else:
-            arrays.append(a.data)
-            if a.link is not None:
-                linked = True
-    site = here(3)
-    y = op.evaluate(arrays, params, site)
-    if linked and horizon.get() <= 0:
-        return attach(op, [None if type(a) in WEAK else a.link for a in args], arrays, y, params, None)
-    return tuple([Tensor(k) for k in y]) if type(y) is tuple else Tensor(y)
 
 
 def attach(
@@ -130,23 +122,25 @@ def record(op: Any, parents: list[Link | None], values: list[Any], y: Any, param
     keep = op.plan(tuple([p is not None for p in parents]))
     if keep is None:
         return None
-    saved = op.frame(values, y, params)
-    made = bottom(y[0] if type(y) is tuple else y)
-    site = made.site if made is not None else None
-    for k, wanted in enumerate(keep):
-        if not wanted:
-            saved[k] = None
-        else:
-            v = saved[k]
-            array = bottom(v)
-            if array is not None:
-                array.kept += 1
-                if type(v) is Array and v.buffer is not None and v.buffer.borrowed:
-                    saved[k] = Borrowed(v, site)
-    return Node(op, parents, saved, site)
+    ys = y if type(y) is tuple else (y,)
+    made = bottom(ys[0])
+    assert made is not None
+    n = len(values)
+    saved: list[Any] = [None] * (n + len(ys))
+    for k in keep:
+        v = saved[k] = values[k] if k < n else ys[k - n]
+        array = bottom(v)
+        if array is not None:
+            array.kept += 1
+            if v is array and v.buffer is not None and v.buffer.borrowed:
+                saved[k] = Borrowed(v, made.site)
+    saved.append(op.likeness(values, y))
+    if params:
+        saved.extend(params.values())
+    return Node(op, parents, saved, made.site)
 
 
-def _escaped(op: Any, args: list[Any], trace: Trace) -> None:
+def _escaped(op: Any, args: Sequence[Any], trace: Trace) -> None:
     made = next(bottom(a) for a in args if type(a) not in WEAK and a.trace is trace)
     raise EscapedTensorError(
         f"{op.name}() got a tensor that outlived the {trace.kind}() call that made it\n"

@@ -171,6 +171,14 @@ def test_any_shape_keeps_its_shape_and_dtype(name, dtype, shape):
     assert isinstance(y, np.ndarray) and y.shape == shape and y.dtype == dtype
 
 
+@function
+@floats
+def test_a_numpy_scalar_will_do(name, dtype):
+    out = np.empty((), dtype)
+    assert evaluate(name, dtype(0.7), out) is out
+    assert same_bits(out, evaluate(name, np.array(0.7, dtype)))
+
+
 def test_threads_do_not_share_temporaries():
     x = np.linspace(-5, 5, 4096, dtype=np.float32)
     expected = {name: evaluate(name, x) for name in CASES}

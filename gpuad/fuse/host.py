@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,11 +25,13 @@ THREADED = 1 << 20  # element operations from which a kernel is worth two thread
 THREADS = max(1, min(2, os.cpu_count() or 1))
 
 FULL, PER_ROW, PER_COLUMN, ONE, STRIDED = range(5)  # how a register meets the space
+REDUCE, POSITION = 4, 5  # kinds of steps besides functions of one, two and more registers
 Data = np.ndarray[Any, Any]
 
 _programs: dict[tuple[Any, ...], Program] = {}  # cache, cleared when it outgrows MAX_PROGRAMS
 MAX_PROGRAMS = 8192
-_scratch = threading.local()  # .pool: scratch memory by slot; .registers: bound registers by program
+_scratch: list[dict[int, Data]] = [{}, {}]  # scratch memory by slot, for each of the two walkers
+_lock = threading.RLock()  # one kernel at a time: scratch is shared by all
 _pool: ThreadPoolExecutor | None = None
 
 
@@ -42,7 +43,8 @@ def run(kernel: Kernel) -> None:
         if len(_programs) >= MAX_PROGRAMS:
             _programs.clear()
         program = _programs[key] = Program(kernel)
-    program.run(kernel)
+    with _lock:
+        program.run(kernel)
 
 
 def _cast(x: Any, out: Data) -> None:
@@ -50,7 +52,7 @@ def _cast(x: Any, out: Data) -> None:
 
 
 def _as_scalar(value: Any, dtype: DType) -> Any:
-    return np.asarray(value).astype(dtype)[()]
+    return np.array(value, dtype)
 
 
 class Program:
@@ -59,8 +61,7 @@ class Program:
     def __init__(self, kernel: Kernel) -> None:
         self.rows, self.cols = kernel.rows, kernel.cols
         self.space, self.row_shape = kernel.space, row_shape(kernel.space)
-        self.steps: list[tuple[Any, ...]] = []  # (function, input registers, output register)
-        self.sources: list[tuple[Any, int, int]] = []  # (function, place of its node, output register)
+        self.steps: list[tuple[int, Any, Any, int, int]] = []  # (kind or arity, function, inputs, output register)
         self.scalars: list[tuple[int, int, int, DType]] = []  # (register, node, operand, dtype)
         self.leaves: list[tuple[int, int]] = []  # (register, layout) of each leaf
         self.writes: list[tuple[int, int]] = []  # (register, layout) of each output that is not a total
@@ -72,6 +73,8 @@ class Program:
         self.flat = self._is_flat(kernel)
         self._lower(kernel)
         self.blocks = self._blocks()
+        nothing: tuple[int, int] | None = None
+        self.registers = [([None] * self.count, nothing), ([None] * self.count, nothing)]  # of each walker
         self.parallel = THREADS > 1 and self.rows * self.cols * max(1, len(self.steps)) >= THREADED and len(self.blocks) > 1
 
     # --- lowering ---------------------------------------------------------------------------
@@ -167,7 +170,7 @@ class Program:
                         cast = casts.get((register, want))
                         if cast is None:
                             cast = self._new_like(layouts[register], want, layouts)
-                            self.steps.append((_cast, (register,), cast))
+                            self.steps.append((1, _cast, register, 0, cast))
                             if last[id(x)] == place:
                                 temporary.append(cast)
                             else:
@@ -176,15 +179,18 @@ class Program:
                 ins.append(register)
             out = self._output(id(node), written, layout, raw, node.dtype, layouts)
             if op.fusion == SOURCE:
-                self.sources.append((op.numpy, place, out))
-                self.steps.append((None, (len(self.sources) - 1,), out))
+                self.steps.append((POSITION, op.numpy, place, 0, out))
             elif op.fusion == ROW:
-                self.steps.append((op.numpy.reduce, (*ins, -1), out))
+                self.steps.append((REDUCE, op.numpy.reduce, ins[0], 0, out))
+            elif len(ins) == 1:
+                self.steps.append((1, op.numpy, ins[0], 0, out))
+            elif len(ins) == 2:
+                self.steps.append((2, op.numpy, ins[0], ins[1], out))
             else:
-                self.steps.append((op.numpy, tuple(ins), out))
+                self.steps.append((3, op.numpy, tuple(ins), 0, out))
             if raw != node.dtype:  # a half type: computed in float32, rounded here
                 rounded = self._output(id(node), written, layout, node.dtype, node.dtype, layouts)
-                self.steps.append((_cast, (out,), rounded))
+                self.steps.append((1, _cast, out, 0, rounded))
                 temporary.append(out)
                 out = rounded
             where[id(node)] = out
@@ -235,7 +241,7 @@ class Program:
                 step = max(total.chunk, step // total.chunk * total.chunk)
             self.block_rows, self.block_cols = 1, max(1, min(step, n))
             return [(0, 1, c, min(c + step, n)) for c in range(0, n, step)] or [(0, 1, 0, 0)]
-        wide = cols > BLOCK and not any(step[0] is not None and step[1][-1:] == (-1,) for step in self.steps)
+        wide = cols > BLOCK and not any(step[0] == REDUCE for step in self.steps)
         col_step = BLOCK if wide else max(cols, 1)
         row_step = max(1, BLOCK // max(col_step, 1))
         for total in self.totals:
@@ -254,58 +260,62 @@ class Program:
         """Compute the results of `kernel`, which has this structure."""
         partials = [total.allocate(self) for total in self.totals]
         bound = self._bind(kernel)
-        blocks = self.blocks
-        if self.rows * self.cols == 0:
-            blocks = []
+        blocks = self.blocks if self.rows * self.cols else []
         if self.parallel:
             half = len(blocks) // 2
-            future = _executor().submit(self._walk, kernel, bound, blocks[half:], partials)
-            self._walk(kernel, bound, blocks[:half], partials)
+            future = _executor().submit(self._walk, kernel, bound, blocks[half:], partials, 1)
+            self._walk(kernel, bound, blocks[:half], partials, 0)
             future.result()
         else:
-            self._walk(kernel, bound, blocks, partials)
-        for total, partial in zip(self.totals, partials, strict=True):
+            self._walk(kernel, bound, blocks, partials, 0)
+        for total, partial in zip(self.totals, partials):
             total.finish(partial, kernel.results[total.output])
 
     def _bind(self, kernel: Kernel) -> list[tuple[int, int, Any]]:
         """(register, layout, data) of every leaf, scalar and output, as the space sees it."""
         bound: list[tuple[int, int, Any]] = []
         shape = (1, self.rows * self.cols) if self.flat else (self.rows, self.cols)
-        for (register, layout), leaf in zip(self.leaves, kernel.leaves, strict=True):
+        for (register, layout), leaf in zip(self.leaves, kernel.leaves):
             bound.append((register, layout, self._shaped(leaf.data, layout, shape)))
         for register, place, operand, dtype in self.scalars:
             bound.append((register, ONE, _as_scalar(kernel.nodes[place].inputs[operand], dtype)))
-        for (register, layout), data in zip(self.writes, kernel.results, strict=True):
+        for (register, layout), data in zip(self.writes, kernel.results):
             if register >= 0:
                 bound.append((register, layout, self._shaped(data, layout, shape)))
         return bound
 
     def _shaped(self, data: Data, layout: int, shape: tuple[int, int]) -> Any:
         if layout == FULL:
-            return data.reshape(shape)
+            return data if data.shape == shape else data.reshape(shape)
         if layout == PER_ROW:
             return data.reshape(shape[0], 1)
         if layout == PER_COLUMN:
             return data.reshape(shape[1])
         if layout == ONE:
-            return data.reshape(())[()]
+            return data.reshape(())
         return Gathered(np.broadcast_to(data, self.space))
 
-    def _walk(self, kernel: Kernel, bound: list[Any], blocks: list[tuple[int, int, int, int]], partials: list[Data]) -> None:
-        registers: list[Any] = [None] * self.count
-        sliced = []
-        for entry in bound:
-            if entry[1] == ONE:
-                registers[entry[0]] = entry[2]
-            else:
-                sliced.append(entry)
-        shape: tuple[int, int] | None = None
-        nodes = kernel.nodes
+    def _walk(
+        self,
+        kernel: Kernel,
+        bound: list[tuple[int, int, Any]],
+        blocks: list[tuple[int, int, int, int]],
+        partials: list[Data],
+        walker: int,
+    ) -> None:
+        """Compute `blocks`, with the registers and scratch of one walker."""
+        registers, shape = self.registers[walker]
+        whole = len(self.blocks) == 1
+        for register, layout, data in bound:
+            if layout == ONE or (whole and layout != STRIDED):
+                registers[register] = data
+        sliced = [entry for entry in bound if entry[1] == STRIDED or (entry[1] != ONE and not whole)]
+        nodes, steps = kernel.nodes, self.steps
         with np.errstate(all="ignore"):
             for r0, r1, c0, c1 in blocks:
                 if shape != (r1 - r0, c1 - c0):
                     shape = (r1 - r0, c1 - c0)
-                    self._bind_scratch(registers, shape)
+                    self._bind_scratch(registers, shape, _scratch[walker])
                 for register, layout, data in sliced:
                     if layout == FULL:
                         registers[register] = data[r0:r1, c0:c1]
@@ -315,24 +325,24 @@ class Program:
                         registers[register] = data[c0:c1]
                     else:
                         registers[register] = data.block(r0, r1, c0, c1)
-                for function, ins, out in self.steps:
-                    if function is None:
-                        source, place, _ = self.sources[ins[0]]
-                        source(nodes[place].params, r0 * self.cols + c0, registers[out])
-                    elif len(ins) == 2:
-                        if ins[1] == -1:
-                            function(registers[ins[0]], -1, None, registers[out], True)
-                        else:
-                            function(registers[ins[0]], registers[ins[1]], registers[out])
-                    elif len(ins) == 1:
-                        function(registers[ins[0]], registers[out])
+                for kind, function, a, b, out in steps:
+                    if kind == 2:
+                        function(registers[a], registers[b], registers[out])
+                    elif kind == 1:
+                        function(registers[a], registers[out])
+                    elif kind == 3:
+                        function(*[registers[i] for i in a], registers[out])
+                    elif kind == REDUCE:
+                        function(registers[a], -1, None, registers[out], True)
                     else:
-                        function(*[registers[i] for i in ins], registers[out])
-                for total, partial in zip(self.totals, partials, strict=True):
+                        function(nodes[a].params, r0 * self.cols + c0, registers[out])
+                for total, partial in zip(self.totals, partials):
                     total.add(registers[total.register], partial, r0, c0)
+        for register, _, _ in bound:
+            registers[register] = None  # no reference may outlive the run
+        self.registers[walker] = registers, shape
 
-    def _bind_scratch(self, registers: list[Any], shape: tuple[int, int]) -> None:
-        pool: dict[int, Data] = _scratch.__dict__.setdefault("pool", {})
+    def _bind_scratch(self, registers: list[Any], shape: tuple[int, int], pool: dict[int, Data]) -> None:
         size = self.block_rows * self.block_cols * 8
         n = shape[0] * shape[1]
         for register, slot, layout, dtype in self.scratch:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
+from operator import attrgetter
 
 from ..array import ANCHOR, ELEMENTWISE, ROW, SOURCE, TOTAL, Array, Shape
 from .kernel import Kernel, row_shape, space_of, watchers
@@ -24,7 +25,7 @@ from .kernel import Kernel, row_shape, space_of, watchers
 STORE_COST = 48.0  # additions an element may take to compute again before it is stored; see benchmarks/test_costs.py
 MAX_DEPTH = 32  # longest chain of pending operations
 MAX_LEAVES = 24  # most arrays one pending expression may read
-SURVEY_EVERY = 8  # depths at which a pending expression's leaves are counted
+SURVEY_EVERY = 16  # depths at which a pending expression's leaves are counted
 PINNED = 4  # how many times its own size a pending expression may keep alive
 
 eager: ContextVar[bool] = ContextVar("eager", default=False)
@@ -73,33 +74,31 @@ def _compute(roots: Sequence[Array], wanted: set[int]) -> None:
 def _grow(roots: Sequence[Array], space: Shape) -> tuple[list[Array], list[Array]]:
     """The pending arrays of the kernel that computes `roots`, inputs first, and those to compute before it."""
     rows = row_shape(space)
-    order: list[Array] = []
+    nodes: list[Array] = []
     before: list[Array] = []
-    seen: set[int] = set()
-    stack = [(root, False) for root in reversed(roots)]
+    seen = {id(root) for root in roots}
+    stack = list(roots)
     while stack:
-        a, expanded = stack.pop()
-        if expanded:
-            order.append(a)
-            continue
-        if id(a) in seen:
-            continue
-        seen.add(id(a))
-        stack.append((a, True))
+        a = stack.pop()
+        nodes.append(a)
         for x in a.inputs:
             if type(x) is not Array or x.op is None or id(x) in seen:
                 continue
-            fusion = x.op.fusion
+            seen.add(id(x))
+            fusion, shape = x.op.fusion, x.shape
             if (
-                (fusion == ELEMENTWISE and (x.shape == space or x.shape == rows))
-                or (fusion == SOURCE and x.shape == space)
+                (fusion == ELEMENTWISE and (shape == space or shape == rows))
+                or (fusion == SOURCE and shape == space)
                 or (fusion == ROW and x.inputs[0].shape == space)  # type: ignore[union-attr]  # never a scalar
             ):
-                stack.append((x, False))
+                stack.append(x)
             else:
-                seen.add(id(x))
                 before.append(x)
-    return order, before
+    nodes.sort(key=_serial)
+    return nodes, before
+
+
+_serial = attrgetter("serial")
 
 
 def _run_anchor(array: Array, wanted: set[int]) -> None:
@@ -130,12 +129,11 @@ def _run(roots: Sequence[Array], nodes: list[Array], space: Shape, wanted: set[i
     stored = _stored(roots, nodes, space, uses, dying, wanted)
     outputs = [a for a in nodes if id(a) in stored]
     kernel = Kernel(space, nodes, leaves, outputs)
-    donors = _donors(nodes, leaves, uses, stored, dying)
+    donors = _donors(nodes, leaves, uses, stored, dying) if dying else []
     device = outputs[0].device
-    places = {id(a): k for k, a in enumerate(nodes)}
     made = []
     for y in outputs:
-        donor = _donor_for(y, places[id(y)], donors, last)
+        donor = _donor_for(y, nodes.index(y), donors, last) if donors else None
         made.append(donor if donor is not None else device.allocate(y.shape, y.dtype, site=y.site))
     kernel.results = [m.data for m in made]
     for watcher in watchers:
