@@ -36,7 +36,7 @@ class Operation(Protocol):
 
     name: str
     fusion: int
-    numpy: Callable[..., Any]
+    numpy: Any  # a ufunc for reductions, else a function of the operands and `out`
     cuda: str
     cost: float  # of one element, in additions
     in_place: bool  # may `numpy` write over an input it is reading?

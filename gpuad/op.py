@@ -37,7 +37,7 @@ class Op:
     cost = 1.0
     in_place = False
     cuda = ""
-    numpy: Callable[..., Any]
+    numpy: Any
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class Elementwise(Op):
         doc: str = "",
     ) -> None:
         super().__init__(name, inputs, vjp=diff, jvp=diff, doc=doc)
-        self.numpy, self.cuda, self.cost = numpy, cuda, cost  # type: ignore[method-assign]  # a function, not a method
+        self.numpy, self.cuda, self.cost = numpy, cuda, cost
         self.in_place = isinstance(numpy, np.ufunc)
         self.dtypes = dtypes
         self._signatures: dict[tuple[DType | type, ...], tuple[tuple[DType, ...], DType]] = {}
@@ -199,7 +199,7 @@ class Elementwise(Op):
         shape: Shape | None = None
         device = None
         depth, same, borrowed = 0, True, False
-        operands = []
+        operands: list[DType | type] = []
         for a in arrays:
             if type(a) is Array:
                 operands.append(a.dtype)
@@ -283,7 +283,7 @@ class Source(Op):
 
     def __init__(self, name: str, *, numpy: Callable[..., Any], cuda: str, cost: float = 1.0, doc: str = "") -> None:
         super().__init__(name, (), doc=doc)
-        self.numpy, self.cuda, self.cost = numpy, cuda, cost  # type: ignore[method-assign]
+        self.numpy, self.cuda, self.cost = numpy, cuda, cost
 
     def make(self, shape: Shape, dtype: DType, device: Device, params: tuple[Any, ...], site: Site | None) -> Array:
         """A pending Array of `shape`."""
@@ -299,7 +299,7 @@ class Reduction(Op):
 
     def __init__(self, name: str, over: str, ufunc: np.ufunc, *, cuda: str, vjp: Rule, jvp: Rule, cost: float = 1.0) -> None:
         super().__init__(name, ("x",), vjp=(vjp,), jvp=(jvp,))
-        self.over, self.numpy, self.cuda, self.cost = over, ufunc, cuda, cost  # type: ignore[method-assign]
+        self.over, self.numpy, self.cuda, self.cost = over, ufunc, cuda, cost
         self.fusion = ROW if over == "row" else TOTAL
 
     def signature(self, operands: tuple[DType | type, ...]) -> tuple[tuple[DType, ...], DType]:

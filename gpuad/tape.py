@@ -65,14 +65,14 @@ def sweep(
             arrived.clear()
         token = blamed.set(node.site)
         try:
-            g = parts[0] if len(parts) == 1 else parts
-            pulled = op.pull(g, _unpack(node, attached), [p is not None for p in parents])
+            cotangent: Any = parts[0] if len(parts) == 1 else parts
+            pulled = op.pull(cotangent, _unpack(node, attached), [p is not None for p in parents])
             for parent, part in zip(parents, pulled):
                 if parent is not None and part is not None:
                     push(parent, part)
         finally:
             blamed.reset(token)
-        del parts, g, pulled
+        del parts, cotangent, pulled
         if not retain:
             node.release()
     return leaves

@@ -19,7 +19,7 @@ from .provenance import Site, describe, here
 from .tensor import Tensor
 
 horizon: ContextVar[int] = ContextVar("horizon", default=0)  # traces older than this do not record
-ENTER = -1  # a horizon that hides nothing
+active_region: ContextVar[Any] = ContextVar("active_region", default=None)  # the innermost checkpointed call running
 
 
 class Trace:
@@ -85,6 +85,10 @@ def apply(op: Any, args: Sequence[Any], params: dict[str, Any]) -> Any:
         elif top is None or trace.id > top.id:
             top = trace
         arrays.append(a.data)
+    if linked or top is not None:
+        region = active_region.get()
+        if region is not None and (top is None or top.id <= region.id):
+            return region.apply(op, args, params)
     if top is None:
         y = op.evaluate(arrays, params, here(3))
         if linked and horizon.get() <= 0:
@@ -169,6 +173,7 @@ __all__ = [
     "ReverseTrace",
     "Site",
     "Trace",
+    "active_region",
     "apply",
     "attach",
     "horizon",

@@ -63,7 +63,8 @@ class CPU(Device):
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         """A read-only view, which keeps the memory and cannot be made writable."""
         data = array.data
-        locked = np.frombuffer(memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8)).toreadonly(), np.uint8)
+        raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+        locked = np.frombuffer(raw.data.toreadonly(), np.uint8)
         return locked.view(array.dtype).reshape(data.shape)
 
     def synchronize(self) -> None:

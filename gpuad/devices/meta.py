@@ -55,7 +55,8 @@ class Meta(Device):
         found = op.infer(arrays, params)
         if isinstance(found, list):
             return tuple([self.allocate(shape, dtype, site=site) for shape, dtype in found])
-        return self.allocate(*found, site=site)
+        shape, dtype = found
+        return self.allocate(shape, dtype, site=site)
 
     def from_numpy(self, data: np.ndarray[Any, Any], *, copy: bool = True, site: Site | None = None) -> Array:
         """An Array of the shape and dtype of `data`."""

@@ -74,7 +74,8 @@ class Program:
         self._lower(kernel)
         self.blocks = self._blocks()
         nothing: tuple[int, int] | None = None
-        self.registers = [([None] * self.count, nothing), ([None] * self.count, nothing)]  # of each walker
+        empty: list[Any] = [None] * self.count
+        self.registers = [(empty, nothing), (list(empty), nothing)]  # of each walker
         self.parallel = THREADS > 1 and self.rows * self.cols * max(1, len(self.steps)) >= THREADED and len(self.blocks) > 1
 
     # --- lowering ---------------------------------------------------------------------------
@@ -251,7 +252,7 @@ class Program:
         return [
             (r, min(r + row_step, rows), c, min(c + col_step, cols))
             for r in range(0, rows, row_step)
-            for c in range(0, cols, col_step)
+            for c in range(0, max(cols, 1), col_step)
         ]
 
     # --- running ----------------------------------------------------------------------------
@@ -260,7 +261,7 @@ class Program:
         """Compute the results of `kernel`, which has this structure."""
         partials = [total.allocate(self) for total in self.totals]
         bound = self._bind(kernel)
-        blocks = self.blocks if self.rows * self.cols else []
+        blocks = self.blocks if self.rows else []
         if self.parallel:
             half = len(blocks) // 2
             future = _executor().submit(self._walk, kernel, bound, blocks[half:], partials, 1)
@@ -390,7 +391,7 @@ class Total:
         self.by_column = node.size > 1
         self.cols = cols
         self.chunk_rows = max(1, CHUNK // max(cols, 1))  # rows of one partial result
-        self.chunk = self.chunk_rows * cols if cols <= CHUNK else CHUNK  # elements of one, where rows do not matter
+        self.chunk = max(1, self.chunk_rows * cols) if cols <= CHUNK else CHUNK  # elements of one, where rows do not matter
         self.flat = False
 
     def allocate(self, program: Program) -> Data:

@@ -113,18 +113,7 @@ def _run_anchor(array: Array, wanted: set[int]) -> None:
 
 def _run(roots: Sequence[Array], nodes: list[Array], space: Shape, wanted: set[int]) -> None:
     """Allocate what the kernel over `nodes` writes, run it, and mark it computed."""
-    uses = dict.fromkeys(map(id, nodes), 0)  # how often each node is read inside the kernel
-    last: dict[int, int] = {}  # for each leaf, the place of the node that reads it last
-    leaves: list[Array] = []
-    for place, a in enumerate(nodes):
-        for x in a.inputs:
-            if type(x) is Array:
-                if id(x) in uses:
-                    uses[id(x)] += 1
-                else:
-                    if id(x) not in last:
-                        leaves.append(x)
-                    last[id(x)] = place
+    uses, leaves, last = _reads(nodes)
     dying = {id(x) for x in leaves if sys.getrefcount(x) - x.readers <= 3}  # the loop, the list, the argument
     stored = _stored(roots, nodes, space, uses, dying, wanted)
     outputs = [a for a in nodes if id(a) in stored]
@@ -142,6 +131,27 @@ def _run(roots: Sequence[Array], nodes: list[Array], space: Shape, wanted: set[i
     for y, m in zip(outputs, made, strict=True):
         assert m.buffer is not None
         y.compute(m.data, m.buffer)
+
+
+def _reads(nodes: list[Array]) -> tuple[dict[int, int], list[Array], dict[int, int]]:
+    """How often each node is read inside the kernel; its leaves; the place of the node that reads each leaf last.
+
+    A function of its own, so that no loop variable holds an array while references are counted.
+    """
+    uses = dict.fromkeys(map(id, nodes), 0)
+    leaves: list[Array] = []
+    last: dict[int, int] = {}
+    for place, a in enumerate(nodes):
+        for x in a.inputs:
+            if type(x) is Array:
+                key = id(x)
+                if key in uses:
+                    uses[key] += 1
+                else:
+                    if key not in last:
+                        leaves.append(x)
+                    last[key] = place
+    return uses, leaves, last
 
 
 def _stored(
