@@ -250,7 +250,7 @@ class Draws:
     def __init__(self) -> None:
         self.numpy: Any = None
         self.python: Any = None
-        self.own: list[tuple[Any, Any]] = []  # (generator, its state)
+        self.own: dict[random.Generator, random.State] = {}
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -258,7 +258,7 @@ class Draws:
         numpy, python = np.random.get_state(legacy=False), python_random.getstate()
         with random.recording() as drawn:
             yield
-        self.own = list(drawn.items())
+        self.own = drawn
         if _numpy_state(np.random.get_state(legacy=False)) != _numpy_state(numpy):
             self.numpy = numpy
         if python_random.getstate() != python:
@@ -269,18 +269,14 @@ class Draws:
         """Draw inside what was drawn before, and go on afterwards as if nothing had been."""
         numpy = np.random.get_state(legacy=False) if self.numpy is not None else None
         python = python_random.getstate() if self.python is not None else None
-        own = [(generator, generator.state) for generator, _ in self.own]
         try:
-            for generator, state in self.own:
-                generator.set_state(state)
             if self.numpy is not None:
                 np.random.set_state(self.numpy)
             if self.python is not None:
                 python_random.setstate(self.python)
-            yield
+            with random.replaying(self.own):
+                yield
         finally:
-            for generator, state in own:
-                generator.set_state(state)
             if numpy is not None:
                 np.random.set_state(numpy)
             if python is not None:

@@ -114,7 +114,8 @@ def _run_anchor(array: Array, wanted: set[int]) -> None:
 def _run(roots: Sequence[Array], nodes: list[Array], space: Shape, wanted: set[int]) -> None:
     """Allocate what the kernel over `nodes` writes, run it, and mark it computed."""
     uses, leaves, last = _reads(nodes)
-    dying = {id(x) for x in leaves if sys.getrefcount(x) - x.readers <= 3}  # the loop, the list, the argument
+    # less the references of this kernel, and those of the loop, the list and the argument
+    dying = {id(x) for x in leaves if sys.getrefcount(x) - uses[id(x)] <= 3}
     stored = _stored(roots, nodes, space, uses, dying, wanted)
     outputs = [a for a in nodes if id(a) in stored]
     kernel = Kernel(space, nodes, leaves, outputs)
@@ -134,23 +135,26 @@ def _run(roots: Sequence[Array], nodes: list[Array], space: Shape, wanted: set[i
 
 
 def _reads(nodes: list[Array]) -> tuple[dict[int, int], list[Array], dict[int, int]]:
-    """How often each node is read inside the kernel; its leaves; the place of the node that reads each leaf last.
+    """How often each array is read inside the kernel; its leaves; the place of the node that reads each leaf last.
 
     A function of its own, so that no loop variable holds an array while references are counted.
     """
-    uses = dict.fromkeys(map(id, nodes), 0)
+    inside = set(map(id, nodes))
+    uses = dict.fromkeys(inside, 0)
     leaves: list[Array] = []
     last: dict[int, int] = {}
     for place, a in enumerate(nodes):
         for x in a.inputs:
             if type(x) is Array:
                 key = id(x)
-                if key in uses:
+                if key in inside:
                     uses[key] += 1
-                else:
-                    if key not in last:
-                        leaves.append(x)
-                    last[key] = place
+                    continue
+                if key not in last:
+                    leaves.append(x)
+                    uses[key] = 0
+                uses[key] += 1
+                last[key] = place
     return uses, leaves, last
 
 
@@ -189,10 +193,10 @@ def _donors(
         key = id(a)
         if key in stored:
             continue
-        if key in exposed or a.readers > uses[key] or sys.getrefcount(a) - a.readers > 3:
+        if key in exposed or sys.getrefcount(a) - uses[key] > 3:
             exposed.add(key)
             exposed.update(id(x) for x in a.inputs if type(x) is Array)
-    return [x for x in leaves if id(x) in dying and id(x) not in exposed and x.readers and exclusive(x, held=4)]
+    return [x for x in leaves if id(x) in dying and id(x) not in exposed and exclusive(x, uses[id(x)] + 2)]
 
 
 def _donor_for(y: Array, place: int, donors: list[Array], last: dict[int, int]) -> Array | None:
@@ -210,14 +214,14 @@ def _donor_for(y: Array, place: int, donors: list[Array], last: dict[int, int]) 
     return None
 
 
-def exclusive(array: Array, held: int = 2) -> bool:
-    """True if nobody but the one holder of the computed `array` sees its memory.
+def exclusive(array: Array, held: int) -> bool:
+    """True if nobody sees the memory of the computed `array` besides the `held` holders that the caller knows of.
 
-    Counted are references: of tensors, tapes, pending expressions, views and loans to this Array, of other Arrays to
-    its buffer, of views of anyone's to the memory.  `held` is how many references the caller knows of.
+    Counted are references, exactly and by the interpreter: of tensors, tapes, pending expressions and variables to the
+    Array; of other Arrays to its buffer; of anyone's views and loans to the memory.
     """
     buffer = array.buffer
-    if buffer is None or buffer.borrowed or sys.getrefcount(array) - array.readers > held + 1:
+    if buffer is None or buffer.borrowed or sys.getrefcount(array) > held + 2:  # and our own two
         return False
     return sys.getrefcount(buffer) <= 3 and buffer.views() <= 1
 
