@@ -226,3 +226,11 @@ def test_vjp_on_the_meta_device_computes_nothing():
     assert pull(gpuad.ones((), dtype="float16", device="meta"))[0].shape == (1 << 20, 1 << 10)
     with pytest.raises(gpuad.DeviceError, match=r"no values .*test_fusion.py"):
         y.numpy()
+
+
+def test_a_total_that_another_result_of_the_same_space_reads_comes_first():
+    x = values(3, 4)
+    total = gpuad.sum(x)
+    shares = x / total
+    plan.realize_all([total.data, shares.data])
+    assert np.allclose(shares.numpy(), x.numpy() / x.numpy().sum())

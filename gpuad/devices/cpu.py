@@ -7,12 +7,26 @@ from typing import Any
 import numpy as np
 
 from ..array import Array, Shape, computed
-from ..buffer import Buffer
+from ..buffer import Buffer, shared
 from ..dtype import DType
 from ..fuse import host
 from ..fuse.kernel import Kernel
 from ..provenance import Site
 from .device import Device
+
+
+class _Window:
+    """The memory of a NumPy array as NumPy may read it: being no array itself, it gives no way to write."""
+
+    def __init__(self, data: np.ndarray[Any, Any]) -> None:
+        self.data = data
+        self.__array_interface__ = {
+            "shape": data.shape,
+            "strides": data.strides,
+            "typestr": f"|V{data.itemsize}",  # the interface knows no bfloat16; the caller puts the dtype back
+            "data": (data.ctypes.data, True),
+            "version": 3,
+        }
 
 
 class CPU(Device):
@@ -32,7 +46,9 @@ class CPU(Device):
         owner = data
         while isinstance(owner.base, np.ndarray):
             owner = owner.base
-        buffer = Buffer(owner, self, owner.nbytes, borrowed=borrowed, site=site)
+        buffer = shared.get(id(owner))  # what a library returns may be a view of its argument
+        if buffer is None:
+            buffer = Buffer(owner, self, owner.nbytes, borrowed=borrowed, site=site)
         return computed(data, buffer, data.shape, data.dtype, site)
 
     def run(self, kernel: Kernel) -> None:
@@ -62,10 +78,7 @@ class CPU(Device):
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         """A read-only view, which keeps the memory and cannot be made writable."""
-        data = array.data
-        raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-        locked = np.frombuffer(raw.data.toreadonly(), np.uint8)
-        return locked.view(array.dtype).reshape(data.shape)
+        return np.asarray(_Window(array.data)).view(array.dtype)
 
     def synchronize(self) -> None:
         """Return: NumPy is always done."""

@@ -24,6 +24,7 @@ class Device(ABC):
 
     name: str
     engine: str  # which machinery runs fused kernels here
+    computes = True  # False where arrays have shapes but no values
 
     def __init__(self) -> None:
         self.lock = threading.RLock()  # taken while arrays are realized

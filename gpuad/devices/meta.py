@@ -32,6 +32,8 @@ def hollow(shape: Shape, dtype: DType) -> np.ndarray[Any, Any]:
 class Meta(Device):
     """Shapes only, standing for the device that `like` describes."""
 
+    computes = False
+
     def __init__(self, like: str) -> None:
         super().__init__()
         self.like = like

@@ -24,7 +24,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from string import ascii_lowercase
 from typing import Any
 
@@ -34,144 +33,15 @@ from ..array import ROW, SOURCE, TOTAL, Array, describe
 from ..dtype import DType, compute_dtype
 from ..provenance import describe as describe_site
 from .kernel import Kernel, row_shape
+from .launch import INT64, Emitted, Entry, Parameter, strides_of
 from .prelude import c_name, narrowed, rounded, widened
 
-CHUNK = 4096  # elements of one partial result
 NAMED = 4  # operations that the name of a kernel lists
-
-INT64: DType = np.dtype(np.int64)
 FLOAT64: DType = np.dtype(np.float64)
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of an entry, and what to pass for it (see `arguments`).
-
-    `kind` is "leaf", "output" or "partial" for a pointer to elements of `dtype`, "scalar" for an operand and "param"
-    for a parameter of a node, "stride" for a stride of a leaf in elements, "axis" for a length of the space, and
-    "size", "rows", "cols", "chunk" or "chunks" for the length of that name.
-    """
-
-    kind: str
-    name: str
-    dtype: DType
-    index: int = 0
-    slot: int = 0
-
-    @property
-    def reads(self) -> bool:
-        """True for memory that the entry reads; the second entry reads the partial results."""
-        return self.kind == "leaf" or (self.kind == "partial" and self.slot == 1)
-
-    @property
-    def declaration(self) -> str:
-        """How the text declares it."""
-        c = c_name(self.dtype)
-        return f"const {c}* {self.name}" if self.reads else f"{c}* {self.name}" if self.writes else f"{c} {self.name}"
-
-    @property
-    def writes(self) -> bool:
-        """True for memory that the entry writes."""
-        return self.kind in ("output", "partial") and not self.reads
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One function of the text."""
-
-    name: str
-    parameters: tuple[Parameter, ...]
-
-
-@dataclass(frozen=True)
-class Emitted:
-    """The text of a kernel, and how to call it: `entries`, one after the other."""
-
-    header: str
-    code: str
-    entries: tuple[Entry, ...]
-    by_rows: bool  # does a chunk count rows, or elements?
-    partials: tuple[tuple[DType, bool], ...]  # of each reduction that ends the kernel: dtype; one result a column?
-
-    @property
-    def text(self) -> str:
-        """Header and code, as a reader wants them."""
-        return self.header + self.code
-
-    @property
-    def key(self) -> str:
-        """What kernels of the same structure share."""
-        return self.code
-
-    @property
-    def name(self) -> str:
-        """The first entry."""
-        return self.entries[0].name
-
-    @property
-    def parameters(self) -> tuple[Parameter, ...]:
-        """The parameters of the first entry, in order."""
-        return self.entries[0].parameters
-
-    def lengths(self, kernel: Kernel) -> dict[str, int]:
-        """The lengths that entries take as arguments, by name."""
-        rows, cols = kernel.rows, kernel.cols
-        chunk, n = (max(1, CHUNK // max(cols, 1)), rows) if self.by_rows else (CHUNK, rows * cols)
-        return {"size": rows * cols, "rows": rows, "cols": cols, "chunk": chunk, "chunks": -(-n // chunk)}
-
-    def partial_sizes(self, kernel: Kernel) -> list[tuple[int, DType]]:
-        """How many elements of which dtype the partial results of each ending reduction are."""
-        n = self.lengths(kernel)
-        return [(n["chunks"] * (n["cols"] if by_column else 1), dtype) for dtype, by_column in self.partials]
-
-
-def arguments(emitted: Emitted, entry: Entry, kernel: Kernel, partials: Sequence[Any] = ()) -> list[Any]:
-    """What to pass to `entry`, in order: the device library's arrays, and NumPy scalars of the declared dtype.
-
-    `kernel` has the structure that was emitted, and its `results`; `partials` is memory for `partial_sizes`.
-    """
-    lengths = emitted.lengths(kernel)
-    found: list[Any] = []
-    for p in entry.parameters:
-        if p.kind == "leaf":
-            found.append(kernel.leaves[p.index].data)
-        elif p.kind == "output":
-            found.append(kernel.results[p.index])
-        elif p.kind == "partial":
-            found.append(partials[p.index])
-        elif p.kind == "scalar":
-            found.append(_scalar(kernel.nodes[p.index].inputs[p.slot], p.dtype))
-        elif p.kind == "param":
-            node = kernel.nodes[p.index]
-            value = node.params[p.slot]
-            found.append(
-                _scalar(_scalar(value, node.dtype) if p.dtype == compute_dtype(node.dtype) else value, p.dtype)
-            )
-        elif p.kind == "stride":
-            found.append(_scalar(_strides(kernel.leaves[p.index], len(kernel.space))[p.slot], p.dtype))
-        else:
-            found.append(_scalar(kernel.space[p.slot] if p.kind == "axis" else lengths[p.kind], p.dtype))
-    return found
-
-
-def _scalar(value: Any, dtype: DType) -> Any:
-    return np.asarray(value).astype(dtype)[()]
-
-
-def _strides(leaf: Array, rank: int) -> list[int]:
-    """The strides of `leaf` along the axes of the space, in elements; 0 where it is repeated."""
-    if leaf.data is None:  # pending: it will be contiguous
-        strides, step = [], 1
-        for n in reversed(leaf.shape):
-            strides.append(step)
-            step *= max(n, 1)
-        strides.reverse()
-    else:
-        strides = [s // leaf.dtype.itemsize for s in leaf.data.strides]
-    return [0] * (rank - len(strides)) + [0 if n == 1 else s for n, s in zip(leaf.shape, strides, strict=True)]
-
-
 def _contiguous(shape: Sequence[int]) -> list[int]:
+    """The strides of a contiguous array of `shape`, in elements; 0 along axes of length 1."""
     strides, step = [], 1
     for n in reversed(shape):
         strides.append(0 if n == 1 else step)
@@ -236,7 +106,7 @@ class _Writer:
     def read(self, k: int, leaf: Array) -> str:
         """The line that reads an element of the leaf; decides how often it is read."""
         space, rank = self.kernel.space, len(self.kernel.space)
-        strides = _strides(leaf, rank)
+        strides = strides_of(leaf, rank)
         self.parameter("leaf", f"in{k}", leaf.dtype, k)
         if not any(strides):
             scope, where = ONCE, "0"
@@ -294,7 +164,7 @@ class _Writer:
         return self.lines[id(node)]
 
     def compute(self, node: Array) -> str:
-        """The same, written for the first time."""
+        """The line, written for the first time, when its scalars become parameters."""
         op: Any = node.op
         place = self.places[id(node)]
         if op.fusion == SOURCE:
@@ -315,13 +185,13 @@ class _Writer:
         """
         op: Any = node.op
         counts = re.search(r"\bi\b", op.cuda) is not None
-        names = {"T": c_name(compute_dtype(node.dtype))}
+        names = {"T": c_name(node.dtype)}
         for slot, value in enumerate(node.params):
             dtype = compute_dtype(node.dtype) if not counts else FLOAT64 if type(value) is float else INT64
             names[ascii_lowercase[slot]] = self.parameter("param", f"s{self.scalars}", dtype, place, slot)
             self.scalars += 1
         expression = substitute(op.cuda, names)
-        return f"{names['T']}({expression})" if counts else expression
+        return f"{c_name(compute_dtype(node.dtype))}({expression})" if counts else expression
 
     def combine(self, node: Array, so_far: str, value: str, again: str) -> str:
         """`so_far` combined with `value` where `again` is true; else `value`, the first there is."""
@@ -359,8 +229,11 @@ class _Writer:
         used, leading = words(body), self.leading(body)
         if self.by_rows:
             return [f"const int64 i = r * {self.length('cols')} + c;", *body] if "i" in used else body
-        if leading or {"r", "c"} & used:
-            leading.insert(0, f"const int64 r = i / {self.length('cols')}, c = i - r * cols;")
+        if leading or "r" in used:
+            both = ", c = i - r * cols" if "c" in used else ""
+            leading.insert(0, f"const int64 r = i / {self.length('cols')}{both};")
+        elif "c" in used:
+            leading = [f"const int64 c = i % {self.length('cols')};"]
         return leading + body
 
     def stores(self, scope: int, where: str) -> list[str]:
@@ -453,7 +326,7 @@ class _Writer:
         """The loops that reduce the partial results."""
         lines = []
         for k, total in enumerate(self.totals):
-            name, partial = self.names[id(total)], self.parameter("partial", f"partial{k}", total.dtype, k, 1)
+            name, partial = self.names[id(total)], self.parameter("partials", f"partial{k}", total.dtype, k)
             out = self.parameter("output", f"out{self.output_of(total)}", total.dtype, self.output_of(total))
             by_column = self.by_column(total)
             value = f"{partial}[k * {self.length('cols')} + c]" if by_column else f"{partial}[k]"
@@ -531,9 +404,9 @@ def indented(lines: Iterable[str]) -> list[str]:
 
 def ordered(parameters: dict[str, Parameter]) -> tuple[Parameter, ...]:
     """The parameters in the order of an entry: what is read, scalars, what is written, lengths."""
-    kinds = ("leaf", "scalar param", "output", "partial", "stride axis size rows cols chunk chunks")
+    kinds = ("leaf partials", "scalar param", "output", "partial", "stride axis size rows cols chunk chunks")
     rank = {kind: k for k, together in enumerate(kinds) for kind in together.split()}
-    return tuple(sorted(parameters.values(), key=lambda p: 0 if p.reads else rank[p.kind]))
+    return tuple(sorted(parameters.values(), key=lambda p: rank[p.kind]))
 
 
 def written(name: str, parameters: Sequence[Parameter], lines: Sequence[str]) -> str:

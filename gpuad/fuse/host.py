@@ -97,11 +97,11 @@ class Program:
         if array.size == 1 and self.rows * self.cols != 1:
             return ONE
         padded = (1,) * (len(self.space) - len(array.shape)) + array.shape
+        if padded[-1:] == (1,) and self.cols != 1:
+            return PER_ROW
         if data.flags.c_contiguous:
             if padded == self.space:
                 return FULL
-            if padded == self.row_shape:
-                return PER_ROW
             if array.size == self.cols == padded[-1]:
                 return PER_COLUMN
         return STRIDED
@@ -289,7 +289,7 @@ class Program:
         if layout == FULL:
             return data if data.shape == shape else data.reshape(shape)
         if layout == PER_ROW:
-            return data.reshape(shape[0], 1)
+            return (data if data.size == shape[0] else np.broadcast_to(data, self.row_shape)).reshape(shape[0], 1)
         if layout == PER_COLUMN:
             return data.reshape(shape[1])
         if layout == ONE:

@@ -82,10 +82,14 @@ def _grow(roots: Sequence[Array], space: Shape) -> tuple[list[Array], list[Array
         a = stack.pop()
         nodes.append(a)
         for x in a.inputs:
-            if type(x) is not Array or x.op is None or id(x) in seen:
+            if type(x) is not Array or x.op is None:
+                continue
+            fusion, shape = x.op.fusion, x.shape
+            if id(x) in seen:
+                if fusion == TOTAL and not any(x is b for b in before):  # a root that another root reads
+                    before.append(x)
                 continue
             seen.add(id(x))
-            fusion, shape = x.op.fusion, x.shape
             if (
                 (fusion == ELEMENTWISE and (shape == space or shape == rows))
                 or (fusion == SOURCE and shape == space)
@@ -126,8 +130,9 @@ def _run(roots: Sequence[Array], nodes: list[Array], space: Shape, wanted: set[i
         donor = _donor_for(y, nodes.index(y), donors, last) if donors else None
         made.append(donor if donor is not None else device.allocate(y.shape, y.dtype, site=y.site))
     kernel.results = [m.data for m in made]
-    for watcher in watchers:
-        watcher(kernel)
+    if device.computes:
+        for watcher in watchers:
+            watcher(kernel)
     device.run(kernel)
     for y, m in zip(outputs, made, strict=True):
         assert m.buffer is not None
@@ -163,6 +168,8 @@ def _stored(
 ) -> set[int]:
     """The ids of the nodes that are written to memory."""
     stored = {id(root) for root in roots}
+    if not any([a.kept or a.readers > uses[id(a)] or id(a) in wanted for a in nodes]):
+        return stored
     again: dict[int, float] = {}  # what computing a node again costs, from what is stored by then
     pins: dict[int, bool] = {}  # would that keep alive memory that could go?
     for a in nodes:

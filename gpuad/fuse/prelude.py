@@ -28,12 +28,67 @@ struct float16 { uint16 bits; };
 struct bfloat16 { uint16 bits; };
 """
 
-_HALVES = """
+_FUNCTIONS = """
+DEVICE float widen(float x) { return x; }
+DEVICE double widen(double x) { return x; }
 DEVICE float widen(bfloat16 h) { return float_of(uint32(h.bits) << 16); }
 DEVICE bfloat16 to_bfloat16(float x) {
     const uint32 b = bits_of(x);  // to nearest, ties to even; a nan stays one
     return {x != x ? uint16(b >> 16 | 64) : uint16((b + 0x7fff + (b >> 16 & 1)) >> 16)};
 }
+
+// Philox 4x64-10, as numpy.random.Philox: 64-bit word `word` of the stream after key (a, b) and counter (c, d, e, f).
+DEVICE uint64 philox_word(uint64 a, uint64 b, uint64 c, uint64 d, uint64 e, uint64 f, uint64 word) {
+    const uint64 block = word / 4 + 1;
+    c += block;
+    d += c < block;
+    e += c < block && d == 0;
+    f += c < block && d == 0 && e == 0;
+    for (int round = 0; round < 10; ++round) {
+        const uint64 high0 = high_word(0xD2E7470EE14C6C93u, c), low0 = 0xD2E7470EE14C6C93u * c;
+        const uint64 high1 = high_word(0xCA5A826395121157u, e), low1 = 0xCA5A826395121157u * e;
+        c = high1 ^ d ^ a;
+        d = low1;
+        e = high0 ^ f ^ b;
+        f = low0;
+        a += 0x9E3779B97F4A7C15u;
+        b += 0xBB67AE8584CAA73Bu;
+    }
+    return word % 4 == 0 ? c : word % 4 == 1 ? d : word % 4 == 2 ? e : f;
+}
+#define STATE uint64 a, uint64 b, uint64 c, uint64 d, uint64 e, uint64 f
+template <typename T> DEVICE T philox_bits(STATE, uint64 i) {
+    const uint64 each = 8 / sizeof(T);  // the low part of a word first
+    return T(philox_word(a, b, c, d, e, f, i / each) >> i % each * 8 * sizeof(T));
+}
+template <typename T> struct Uniform { using word = uint32; };
+template <> struct Uniform<double> { using word = uint64; };
+DEVICE int kept(double) { return 53; }
+DEVICE int kept(float) { return 24; }
+DEVICE int kept(float16) { return 11; }
+DEVICE int kept(bfloat16) { return 8; }
+template <typename T> DEVICE auto philox_uniform(STATE, uint64 i) {
+    using Word = typename Uniform<T>::word;
+    const Word word = philox_bits<Word>(a, b, c, d, e, f, i) >> (8 * sizeof(Word) - kept(T()));
+    return decltype(widen(T()))(word) / decltype(widen(T()))(Word(1) << kept(T()));
+}
+template <typename T> DEVICE double philox_normal(STATE, uint64 i) {
+    using Word = typename Uniform<T>::word;
+    const int bits = sizeof(Word) == 8 ? 53 : 32;
+    const double scale = 1.0 / double(uint64(1) << bits);
+    const double first = double(philox_bits<Word>(a, b, c, d, e, f, i / 2 * 2) >> (8 * sizeof(Word) - bits));
+    const double second = double(philox_bits<Word>(a, b, c, d, e, f, i / 2 * 2 + 1) >> (8 * sizeof(Word) - bits));
+    const double turn = second * (4 * scale), quarter = rint(turn);  // the angle in right angles
+    const double angle = (turn - quarter) * 1.5707963267948966;
+    const int place = int(quarter) + 3 * int(i % 2);  // an odd element is the sine: the cosine, three right angles on
+    const double side = place % 2 ? -sin(angle) : cos(angle);
+    return (place % 4 < 2 ? side : -side) * sqrt(-2 * log((first + 1.0) * scale));
+}
+template <typename T> DEVICE T philox_integer(STATE, uint64 low, uint64 values, uint64 i) {  // no values: all 2^64
+    const uint64 word = philox_word(a, b, c, d, e, f, i);
+    return T((values == 0 ? word : high_word(word, values)) + low);
+}
+#undef STATE
 """
 
 CUDA_PRELUDE = (
@@ -47,6 +102,7 @@ CUDA_PRELUDE = (
 #define INFINITY __int_as_float(0x7f800000)
 #define NAN __int_as_float(0x7fc00000)
 #endif
+DEVICE uint64 high_word(uint64 x, uint64 y) { return __umul64hi(x, y); }
 DEVICE uint32 bits_of(float x) { return __float_as_uint(x); }
 DEVICE float float_of(uint32 b) { return __uint_as_float(b); }
 DEVICE float widen(float16 h) {
@@ -60,7 +116,7 @@ DEVICE float16 to_float16(float x) {
     return h;
 }
 """
-    + _HALVES
+    + _FUNCTIONS
 )
 
 HOST_PRELUDE = (
@@ -79,12 +135,13 @@ template <typename To, typename From> DEVICE To same_bits(From x) {
     memcpy(&y, &x, sizeof y);
     return y;
 }
+DEVICE uint64 high_word(uint64 x, uint64 y) { return uint64((unsigned __int128)x * y >> 64); }
 DEVICE uint32 bits_of(float x) { return same_bits<uint32>(x); }
 DEVICE float float_of(uint32 b) { return same_bits<float>(b); }
 DEVICE float widen(float16 h) { return float(same_bits<_Float16>(h.bits)); }
 DEVICE float16 to_float16(float x) { return {same_bits<uint16>(_Float16(x))}; }
 """
-    + _HALVES
+    + _FUNCTIONS
 )
 
 _C_NAMES: dict[DType, str] = {np.dtype(np.float32): "float", np.dtype(np.float64): "double", np.dtype(np.bool_): "bool"}

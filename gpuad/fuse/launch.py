@@ -1,0 +1,131 @@
+"""How to call the text of a kernel: which arguments each entry takes, and what they are for a given kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..array import Array
+from ..dtype import DType, compute_dtype
+from .kernel import Kernel
+from .prelude import c_name
+
+CHUNK = 4096  # elements of one partial result
+
+INT64: DType = np.dtype(np.int64)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of an entry, and what to pass for it (see `arguments`).
+
+    `kind` is "leaf" or "partials" for a pointer to elements of `dtype` that are read, "output" or "partial" for one to
+    elements that are written, "scalar" for an operand and "param" for a parameter of a node, "stride" for a stride of
+    a leaf in elements, "axis" for a length of the space, and "size", "rows", "cols", "chunk" or "chunks" for the
+    length of that name.
+    """
+
+    kind: str
+    name: str
+    dtype: DType
+    index: int = 0
+    slot: int = 0
+
+    @property
+    def declaration(self) -> str:
+        """How the text declares it."""
+        c = c_name(self.dtype)
+        if self.kind in ("leaf", "partials"):
+            return f"const {c}* {self.name}"
+        return f"{c}* {self.name}" if self.kind in ("output", "partial") else f"{c} {self.name}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One function of the text."""
+
+    name: str
+    parameters: tuple[Parameter, ...]
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """The text of a kernel, and how to call it: `entries`, one after the other.
+
+    Kernels of the same structure have the same `code`, which is the key to keep a compiled one under.
+    """
+
+    header: str
+    code: str
+    entries: tuple[Entry, ...]
+    by_rows: bool  # does a chunk count rows, or elements?
+    partials: tuple[tuple[DType, bool], ...]  # of each reduction that ends the kernel: dtype; one result a column?
+
+    @property
+    def text(self) -> str:
+        """Header and code, as a reader wants them."""
+        return self.header + self.code
+
+    @property
+    def name(self) -> str:
+        """The first entry."""
+        return self.entries[0].name
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The parameters of the first entry, in order."""
+        return self.entries[0].parameters
+
+    def lengths(self, kernel: Kernel) -> dict[str, int]:
+        """The lengths that entries take as arguments, by name."""
+        rows, cols = kernel.rows, kernel.cols
+        chunk, n = (max(1, CHUNK // max(cols, 1)), rows) if self.by_rows else (CHUNK, rows * cols)
+        return {"size": rows * cols, "rows": rows, "cols": cols, "chunk": chunk, "chunks": -(-n // chunk)}
+
+    def partial_sizes(self, kernel: Kernel) -> list[tuple[int, DType]]:
+        """How many elements of which dtype the partial results of each ending reduction are."""
+        n = self.lengths(kernel)
+        return [(n["chunks"] * (n["cols"] if by_column else 1), dtype) for dtype, by_column in self.partials]
+
+
+def arguments(emitted: Emitted, entry: Entry, kernel: Kernel, partials: Sequence[Any] = ()) -> list[Any]:
+    """What to pass to `entry`, in order: the device library's arrays, and NumPy scalars of the declared dtype.
+
+    `kernel` has the structure that was emitted, and its `results`; `partials` is memory for `partial_sizes`.
+    """
+    lengths = emitted.lengths(kernel)
+    found: list[Any] = []
+    for p in entry.parameters:
+        if p.kind == "leaf":
+            found.append(kernel.leaves[p.index].data)
+        elif p.kind == "output":
+            found.append(kernel.results[p.index])
+        elif p.kind in ("partial", "partials"):
+            found.append(partials[p.index])
+        elif p.kind == "scalar":
+            found.append(scalar(kernel.nodes[p.index].inputs[p.slot], p.dtype))
+        elif p.kind == "param":
+            node = kernel.nodes[p.index]
+            value = node.params[p.slot]
+            found.append(scalar(scalar(value, node.dtype) if p.dtype == compute_dtype(node.dtype) else value, p.dtype))
+        elif p.kind == "stride":
+            found.append(scalar(strides_of(kernel.leaves[p.index], len(kernel.space))[p.slot], p.dtype))
+        else:
+            found.append(scalar(kernel.space[p.slot] if p.kind == "axis" else lengths[p.kind], p.dtype))
+    return found
+
+
+def scalar(value: Any, dtype: DType) -> Any:
+    """`value` as a NumPy scalar of `dtype`."""
+    if type(value) is int and dtype == INT64:
+        value = (value + (1 << 63)) % (1 << 64) - (1 << 63)  # the words of random numbers are unsigned
+    return np.asarray(value).astype(dtype)[()]
+
+
+def strides_of(leaf: Array, rank: int) -> list[int]:
+    """The strides of `leaf` along the axes of the space, in elements; 0 where it is repeated."""
+    strides = [s // leaf.dtype.itemsize for s in leaf.data.strides]
+    return [0] * (rank - len(strides)) + [0 if n == 1 else s for n, s in zip(leaf.shape, strides, strict=True)]
