@@ -1,6 +1,6 @@
 """gpuad: automatic differentiation for people who compute with CuPy and NumPy."""
 
-from .convert import asarray
+from .convert import asarray, from_dlpack
 from .devices import Device, default_device, device, use_device
 from .dtype import (
     bfloat16,
@@ -18,11 +18,18 @@ from .dtype import (
 )
 from .dtype import bool_ as bool
 from .errors import *
+from .ops.activations import *
+from .ops.compare import *
+from .ops.copying import *
 from .ops.create import *
+from .ops.cumulative import *
 from .ops.elementwise import *
+from .ops.index import *
+from .ops.join import *
 from .ops.linalg import *
 from .ops.reduce import *
 from .ops.shape import *
+from .ops.sort import *
 from .tape import backward as _backward
 from .operators import operators as _operators
 from .tensor import Tensor

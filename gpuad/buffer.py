@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 
-from .provenance import Site
+from .provenance import Site, describe
 
 if TYPE_CHECKING:
     from .devices.device import Device
@@ -27,13 +28,15 @@ class Observer(Protocol):
         """Called when the memory of `buffer` is given back."""
 
 
+# The one registry of memory that others can write, by the id of its owner, which the buffer keeps alive.
+shared: WeakValueDictionary[int, Buffer] = WeakValueDictionary()
 observers: list[Observer] = []  # the one registry; empty costs one test per allocation
 
 
 class Buffer:
     """Memory on a device.  `owner` is the device library's array that holds it; Arrays are views of that."""
 
-    __slots__ = ("borrowed", "category", "device", "nbytes", "owner", "site")
+    __slots__ = ("__weakref__", "borrowed", "category", "device", "lent", "nbytes", "owner", "site")
 
     def __init__(
         self,
@@ -47,8 +50,11 @@ class Buffer:
     ) -> None:
         self.owner, self.device, self.nbytes = owner, device, nbytes
         self.borrowed = borrowed  # others can write this memory
+        self.lent: Site | None = None  # the line that gave it to them, where it is ours
         self.category = category
         self.site = site
+        if borrowed:
+            shared[id(owner)] = self
         if observers:
             for observer in observers:
                 observer.allocated(self)
@@ -57,6 +63,17 @@ class Buffer:
         if observers:
             for observer in observers:
                 observer.freed(self)
+
+    def lend(self, site: Site | None) -> None:
+        """Let others write this memory from now on, which nothing pending or kept reads."""
+        self.borrowed, self.lent = True, site
+        shared[id(self.owner)] = self
+
+    def history(self) -> str:
+        """Where this memory, which is borrowed, came from or how others got hold of it, as error messages tell it."""
+        if self.lent is not None:
+            return f"made at {describe(self.site)} and lent through DLPack at {describe(self.lent)}"
+        return f"imported at {describe(self.site)} without a copy"
 
     def views(self) -> int:
         """How many arrays, of ours or of anyone's, look into this memory besides `owner` itself."""
@@ -80,17 +97,24 @@ class LiveBytes:
         self.live -= buffer.nbytes
 
 
-_WEIGHTS = np.random.Generator(np.random.Philox(0)).integers(1, 2**64, 8192, dtype=np.uint64, endpoint=False) | np.uint64(1)
+_WORDS = 8192  # of one step: they stay in the cache
+_WEIGHTS = np.random.Generator(np.random.Philox(0)).integers(1, 2**64, _WORDS, dtype=np.uint64, endpoint=False)
+_WEIGHTS |= np.uint64(1)  # odd, so that every change of one word shows
+# A weight leaves the top bit where it is, so the changed signs of two float64 would cancel: high bits are folded onto
+# low ones first.  Not by 32, where the signs of two float32 would meet and cancel, nor by 8, 16 or 24.
+_FOLD = np.uint64(33)
+_STEP = 0x9E3779B97F4A7C15  # odd, so that a step forgets nothing of those before it
 
 
 def fingerprint(data: np.ndarray[Any, Any]) -> int:
-    """A 64-bit sum of the words of `data`, weighted by position: a write shows, and so does a shuffle."""
+    """64 bits that depend on every byte of `data` and on its place: a write shows, and so does a shuffle."""
     raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
     words = raw[: raw.size // 8 * 8].view(np.uint64)
+    scratch = np.empty(min(words.size, _WORDS), np.uint64)
     total = raw.size
-    for place, start in enumerate(range(0, words.size, _WEIGHTS.size)):
-        part = words[start : start + _WEIGHTS.size]
-        total += (2 * place + 1) * int(np.dot(part, _WEIGHTS[: part.size]))
-    for place, byte in enumerate(raw[words.size * 8 :].tolist()):
-        total += byte * int(_WEIGHTS[-1 - place])
-    return total % 2**64
+    for start in range(0, words.size, _WORDS):
+        part = words[start : start + _WORDS]
+        mixed = np.right_shift(part, _FOLD, out=scratch[: part.size])
+        mixed ^= part
+        total = (total * _STEP + int(np.dot(mixed, _WEIGHTS[: part.size]))) % 2**64
+    return (total * _STEP + int.from_bytes(raw[words.size * 8 :].tobytes(), "little")) % 2**64

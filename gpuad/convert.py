@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from .array import Array
+from .array import describe
 from .devices import Device, default_device
 from .devices import device as find_device
 from .dtype import DEFAULT_FLOAT, DEFAULT_INT, as_dtype
 from .errors import DataError, DTypeError
+from .operators import operators
 from .provenance import here
 from .tensor import Tensor
 
@@ -20,27 +21,62 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: str | Device | None = Non
 
     Arrays keep their dtype, Python numbers become float32 and int64.  Memory is copied, unless `copy=False`: then the
     tensor borrows it, and a gradient that was to use it after someone has written to it is a MutationError.
+    A tensor is returned as it is where nothing changes, unless `copy=True`.
     """
     if isinstance(obj, Tensor):
-        out = obj if dtype is None else obj.to(dtype)
-        return out if device is None else out.to(find_device(device))
+        return _converted(obj, dtype, device, copy)
     target = find_device(device) if device is not None else default_device()
-    data = _numpy(obj)
+    data = _numpy(obj, copy)
     wanted = as_dtype(dtype) if dtype is not None else as_dtype(data.dtype)
     if copy is False:
-        if data.dtype != wanted or not isinstance(obj, np.ndarray):
-            raise DataError(f"copy=False needs a NumPy array of dtype {wanted}, got {type(obj).__name__} of {data.dtype}")
+        if data.dtype != wanted or not (isinstance(obj, np.ndarray) or hasattr(obj, "__dlpack__")):
+            raise DataError(
+                f"copy=False needs a NumPy array or DLPack exporter of dtype {wanted}, got {type(obj).__name__} of"
+                f" {data.dtype}\n  leave copy=False out"
+            )
         return Tensor(target.from_numpy(data, copy=False, site=here(2)))
     if data.dtype != wanted:
         data = data.astype(wanted)
     return Tensor(target.from_numpy(data, site=here(2)))
 
 
-def _numpy(obj: Any) -> np.ndarray[Any, Any]:
+def from_dlpack(x: Any, /, *, device: str | Device | None = None, copy: bool | None = None) -> Tensor:
+    """A tensor over the memory of `x`, an array of any library that exports DLPack; on the CPU unless told otherwise.
+
+    The memory is borrowed: operations on the tensor run at once, and a gradient that was to use it after someone has
+    written to it is a MutationError.  `copy=True` gives the tensor memory of its own.
+    """
+    if not hasattr(x, "__dlpack__"):
+        raise TypeError(
+            f"from_dlpack() needs an object with __dlpack__, got {type(x).__name__}\n  use asarray() for it"
+        )
+    data = _through_dlpack(x, copy)
+    as_dtype(data.dtype)
+    target = find_device("cpu" if device is None else device)
+    return Tensor(target.from_numpy(data, copy=copy is True, site=here(2)))
+
+
+def _converted(x: Tensor, dtype: Any, device: str | Device | None, copy: bool | None) -> Tensor:
+    """The tensor `x` as another dtype and on another device, differentiably."""
+    out = x if dtype is None else x.to(as_dtype(dtype))
+    if device is not None and find_device(device) is not x.device:
+        out = out.to(find_device(device))
+    if copy is False and out is not x:
+        raise DataError(f"copy=False cannot make another dtype or device of {describe(x)}\n  leave copy=False out")
+    if copy and out is x:
+        copied: Tensor = operators.copy(x)
+        return copied
+    return out
+
+
+def _numpy(obj: Any, copy: bool | None = None) -> np.ndarray[Any, Any]:
+    """The values of `obj`, which is no tensor: its own memory where it is an array."""
+    if isinstance(obj, np.ma.MaskedArray):
+        raise DataError("a masked array would lose its mask\n  pass a.data and a.mask, or a.filled(value)")
     if isinstance(obj, np.ndarray | np.generic):
         return np.asarray(obj)
     if hasattr(obj, "__dlpack__"):
-        return np.from_dlpack(obj)
+        return _through_dlpack(obj, copy)
     try:
         data = np.asarray(_plain(obj))
     except ValueError as error:
@@ -52,6 +88,14 @@ def _numpy(obj: Any) -> np.ndarray[Any, Any]:
     if data.dtype.kind in "iu" and isinstance(obj, list | tuple | int):
         return data if _has_arrays(obj) else data.astype(DEFAULT_INT)
     return data
+
+
+def _through_dlpack(x: Any, copy: bool | None) -> np.ndarray[Any, Any]:
+    """The memory of `x` as a NumPy array; only with `copy=False` is it certain to be that of `x` itself."""
+    try:
+        return np.from_dlpack(x, copy=False) if copy is False else np.from_dlpack(x)
+    except (BufferError, RuntimeError) as error:
+        raise BufferError(f"this {type(x).__name__} cannot be read through DLPack: {error}") from error
 
 
 def _plain(obj: Any) -> Any:
@@ -70,8 +114,3 @@ def _has_arrays(obj: Any) -> bool:
 def as_operand(x: Any) -> Tensor:
     """`x` as a tensor, for an op that was given something else."""
     return x if isinstance(x, Tensor) else asarray(x)
-
-
-def wrap(array: Array) -> Tensor:
-    """`array` as an ordinary tensor."""
-    return Tensor(array)

@@ -41,9 +41,10 @@ class Node:
         saved, self.saved = self.saved, None
         if saved is not None:
             for v in saved:
-                array = bottom(v)
-                if array is not None:
-                    array.kept -= 1
+                if v is not None:
+                    array = v if type(v) is Array else bottom(v)
+                    if array is not None:
+                        array.kept -= 1
 
     def __del__(self) -> None:
         self.release()
@@ -61,7 +62,7 @@ class Leaf(Node):
         self.lock = threading.Lock()  # taken while `grad` is added to
 
 
-def bottom(value: Any) -> Array | None:
+def bottom(value: Any) -> Any:
     """The Array under a saved value: under an Array, a tensor of any level, or a borrowed one; else None."""
     while type(value) is not Array:
         if value is None:
@@ -75,21 +76,24 @@ def bottom(value: Any) -> Array | None:
 
 
 class Borrowed:
-    """A kept Array whose memory others can write, with the fingerprint it had when it was kept."""
+    """A kept value whose memory others can write, with the fingerprint it had when it was kept."""
 
-    __slots__ = ("array", "line", "print")
+    __slots__ = ("array", "line", "print", "value")
 
-    def __init__(self, array: Array, site: Site | None) -> None:
-        self.array, self.line = array, site
+    def __init__(self, value: Any, array: Array, site: Site | None) -> None:
+        self.value, self.array, self.line = value, array, site
         self.print = fingerprint(array.device.to_numpy(array))
 
-    def verified(self, op: str) -> Array:
-        """The Array, if its memory still holds what it held."""
-        if fingerprint(self.array.device.to_numpy(self.array)) != self.print:
+    def verified(self, op: str) -> Any:
+        """The value (an Array, or a tensor over it), if its memory still holds what it held."""
+        array = self.array
+        if fingerprint(array.device.to_numpy(array)) != self.print:
+            assert array.buffer is not None
             raise MutationError(
                 f"memory that the gradient of {op}() needs was written after it was used\n"
-                f"  {self.array.dtype}{list(self.array.shape)}, imported at {describe(self.array.site)} without a copy;"
+                f"  {array.dtype}{list(array.shape)}, {array.buffer.history()};"
                 f" saved by {op}() at {describe(self.line)}\n"
-                "  write to it after backward(), or import it with copy=True"
+                "  write to it after the gradient is computed, or give gpuad memory of its own: "
+                "asarray(a), or from_dlpack(a, copy=True)"
             )
-        return self.array
+        return self.value

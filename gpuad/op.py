@@ -16,7 +16,6 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .array import ANCHOR, COMPOSITE, ELEMENTWISE, OPAQUE, ROW, SOURCE, TOTAL, Array, Shape, describe
-from .convert import as_operand
 from .devices import Device
 from .dtype import WEAK, DType, compute_dtype, result_dtype
 from .errors import DeviceError, DTypeError, GradientError, ShapeError
@@ -68,9 +67,10 @@ class Op:
         return rule, tuple(self.slots[n] for n in names)
 
     def __call__(self, *args: Any, **params: Any) -> Any:
-        for a in args:
-            if not isinstance(a, Tensor) and type(a) not in WEAK:
-                return apply(self, [b if type(b) in WEAK else as_operand(b) for b in args], params)
+        if len(args) != len(self.inputs) and self.inputs:
+            raise TypeError(f"{self.name}() takes {len(self.inputs)} tensors, got {len(args)}")
+        if params and params.keys() - set(self.params):
+            raise TypeError(f"{self.name}() takes no {', '.join(sorted(params.keys() - set(self.params)))}")
         return apply(self, args, params)
 
     def likeness(self, values: list[Any], y: Any) -> Any:
@@ -198,7 +198,7 @@ class Elementwise(Op):
     def evaluate(self, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Array:
         shape: Shape | None = None
         device = None
-        depth, same, borrowed = 0, True, False
+        depth, same, borrowed, whole = 0, True, False, False
         operands: list[DType | type] = []
         for a in arrays:
             if type(a) is Array:
@@ -216,6 +216,7 @@ class Elementwise(Op):
                     borrowed = True
             else:
                 operands.append(type(a))
+                whole = whole or type(a) is int
         if not same:
             shape = broadcast_shape(self.name, arrays)
         key = tuple(operands)
@@ -224,6 +225,8 @@ class Elementwise(Op):
             found = self.signature(key)
         if shape is None or device is None:
             raise TypeError(f"{self.name}() needs at least one tensor")
+        if whole:
+            _check_range(self.name, arrays, found[0])
         depth += 1
         if depth % SURVEY_EVERY == 0 and cut([a for a in arrays if type(a) is Array], depth, found[1].itemsize * _size(shape)):
             depth = 1
@@ -266,6 +269,14 @@ def broadcast_shape(name: str, arrays: Sequence[Any]) -> Shape:
         raise ShapeError(
             f"{name}() cannot broadcast {shown}\n  axes are matched from the last; each pair must be equal or have a 1"
         ) from None
+
+
+def _check_range(name: str, arrays: Sequence[Any], dtypes: tuple[DType, ...]) -> None:
+    for a, dtype in zip(arrays, dtypes, strict=True):
+        if type(a) is int and dtype.kind in "iu":
+            info = np.iinfo(dtype)
+            if not info.min <= a <= info.max:
+                raise DTypeError(f"{name}() got {a}, which {dtype} cannot hold ({info.min} to {info.max}); cast the tensor first")
 
 
 def _two_devices(name: str, arrays: Sequence[Any]) -> None:

@@ -85,7 +85,7 @@ def _unpack(node: Node, attached: bool) -> list[Any]:
     out = list(saved)
     for k, v in enumerate(saved):
         if type(v) is Borrowed:
-            v = v.verified(node.op.name)
+            v = out[k] = v.verified(node.op.name)
         if type(v) is Array:
             if attached:
                 n = len(node.parents)

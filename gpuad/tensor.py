@@ -17,6 +17,7 @@ from .devices import Device
 from .devices import device as find_device
 from .dtype import DType, as_dtype, is_float
 from .errors import DTypeError, GradientError, ShapeError
+from .exports import Exports
 from .fuse.plan import realize
 from .node import Leaf
 from .operators import Operators, operators
@@ -24,11 +25,10 @@ from .provenance import describe as describe_site
 from .provenance import here
 
 
-class Tensor(Operators):
+class Tensor(Operators, Exports):
     """An n-dimensional array that can be differentiated.  Made by `gpuad.asarray` and the creation functions."""
 
     __slots__ = ("__weakref__", "data", "link", "trace")
-    __array_priority__ = 1000
 
     def __init__(self, data: Any, trace: Any = None, link: Any = None) -> None:
         self.data, self.trace, self.link = data, trace, link
@@ -201,7 +201,7 @@ class Tensor(Operators):
     def __repr__(self) -> str:
         if self.trace is not None:
             return f"Tensor({describe(self)}, inside {self.trace.kind}())"
-        if self.device.name == "meta":
+        if not self.device.computes:
             return f"Tensor({describe(self)}, device=meta)"
         values = np.array2string(realize(self.array).device.to_numpy(self.array), separator=", ", prefix="Tensor(")
         note = f", name={self.name!r}" if self.name else ", requires_grad=True" if self.requires_grad else ""

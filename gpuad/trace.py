@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from .array import Array
+from .convert import as_operand
 from .dtype import WEAK
 from .errors import EscapedTensorError
 from .node import Borrowed, Leaf, Link, Node, bottom, clock
@@ -75,9 +77,11 @@ def apply(op: Any, args: Sequence[Any], params: dict[str, Any]) -> Any:
     top, linked = None, False
     arrays = []
     for a in args:
-        if type(a) in WEAK:
-            arrays.append(a)
-            continue
+        if type(a) is not Tensor and not isinstance(a, Tensor):
+            if type(a) in WEAK:
+                arrays.append(a)
+                continue
+            return apply(op, [b if type(b) in WEAK else as_operand(b) for b in args], params)
         trace = a.trace
         if trace is None:
             if a.link is not None:
@@ -90,10 +94,10 @@ def apply(op: Any, args: Sequence[Any], params: dict[str, Any]) -> Any:
         if region is not None and (top is None or top.id <= region.id):
             return region.apply(op, args, params)
     if top is None:
-        y = op.evaluate(arrays, params, here(3))
+        y = op.evaluate(arrays, params, here(2))
         if linked and horizon.get() <= 0:
             return attach(op, [None if type(a) in WEAK else a.link for a in args], arrays, y, params, None)
-        return tuple([Tensor(k) for k in y]) if type(y) is tuple else Tensor(y)
+        return Tensor(y) if type(y) is Array else tuple([Tensor(k) for k in y])
     if not top.open:
         _escaped(op, args, top)
     lower = [a.data if type(a) not in WEAK and a.trace is top else a for a in args]
@@ -106,6 +110,8 @@ def attach(
 ) -> Any:
     """`y` as tensors on the tape of `trace`, through a node that holds what the rules of traced inputs ask for."""
     node = record(op, parents, values, y, params)
+    if node is not None and type(y) is not tuple:
+        return Tensor(y, trace, (node, 0))
     if type(y) is tuple:
         if node is None:
             return tuple([Tensor(k) for k in y]) if trace is None else y
@@ -116,9 +122,7 @@ def attach(
                 for k, v in enumerate(y)
             ]
         )
-    if node is None:
-        return Tensor(y) if trace is None else y
-    return Tensor(y, trace, (node, 0))
+    return Tensor(y) if trace is None else y
 
 
 def record(op: Any, parents: list[Link | None], values: list[Any], y: Any, params: dict[str, Any]) -> Node | None:
@@ -136,8 +140,8 @@ def record(op: Any, parents: list[Link | None], values: list[Any], y: Any, param
         array = bottom(v)
         if array is not None:
             array.kept += 1
-            if v is array and v.buffer is not None and v.buffer.borrowed:
-                saved[k] = Borrowed(v, made.site)
+            if array.buffer is not None and array.buffer.borrowed:
+                saved[k] = Borrowed(v, array, made.site)
     saved.append(op.likeness(values, y))
     if params:
         saved.extend(params.values())

@@ -21,6 +21,8 @@ from .kernel import Kernel, row_shape, structure
 
 BLOCK = 16384  # elements of one block
 CHUNK = 4096  # elements of one partial sum, and the most columns of a row that is summed at once
+GROUP = 16  # partial sums over rows that are added up one after the other
+PAIRS = 64  # groups that are added up at once, until one is left
 THREADED = 1 << 20  # element operations from which a kernel is worth two threads
 THREADS = max(1, min(2, os.cpu_count() or 1))
 
@@ -242,8 +244,9 @@ class Program:
                 step = max(total.chunk, step // total.chunk * total.chunk)
             self.block_rows, self.block_cols = 1, max(1, min(step, n))
             return [(0, 1, c, min(c + step, n)) for c in range(0, n, step)] or [(0, 1, 0, 0)]
-        wide = cols > BLOCK and not any(step[0] == REDUCE for step in self.steps)
-        col_step = BLOCK if wide else max(cols, 1)
+        most = max(CHUNK, BLOCK // CHUNK * CHUNK)
+        wide = cols > most and not any(step[0] == REDUCE for step in self.steps)
+        col_step = most if wide else max(cols, 1)
         row_step = max(1, BLOCK // max(col_step, 1))
         for total in self.totals:
             if total.chunk_rows > 1:
@@ -263,7 +266,7 @@ class Program:
         bound = self._bind(kernel)
         blocks = self.blocks if self.rows else []
         if self.parallel:
-            half = len(blocks) // 2
+            half = self._half(blocks)
             future = _executor().submit(self._walk, kernel, bound, blocks[half:], partials, 1)
             self._walk(kernel, bound, blocks[:half], partials, 0)
             future.result()
@@ -271,6 +274,11 @@ class Program:
             self._walk(kernel, bound, blocks, partials, 0)
         for total, partial in zip(self.totals, partials):
             total.finish(partial, kernel.results[total.output])
+
+    def _half(self, blocks: list[tuple[int, int, int, int]]) -> int:
+        """Where to split the blocks for two walkers: between the groups of rows that are summed together."""
+        span = max([total.chunk_rows * GROUP for total in self.totals if total.by_column], default=1)
+        return next((k for k in range(len(blocks) // 2, 0, -1) if blocks[k][0] % span == 0), len(blocks))
 
     def _bind(self, kernel: Kernel) -> list[tuple[int, int, Any]]:
         """(register, layout, data) of every leaf, scalar and output, as the space sees it."""
@@ -399,7 +407,7 @@ class Total:
         rows, cols = program.rows, program.cols
         self.flat = program.flat
         if self.by_column:
-            return np.empty((-(-rows // self.chunk_rows), cols), self.dtype)
+            return np.empty((-(-rows // (self.chunk_rows * GROUP)), cols), self.dtype)
         if self.flat:
             return np.empty(-(-rows * cols // max(self.chunk, 1)), self.dtype)
         if cols > CHUNK:
@@ -411,9 +419,17 @@ class Total:
         reduce = self.ufunc.reduce
         r, c = block.shape
         if self.by_column:
-            first, step = r0 // self.chunk_rows, self.chunk_rows
-            for k, start in enumerate(range(0, r, step)):
-                reduce(block[start : start + step], 0, None, partial[first + k, c0 : c0 + c])
+            step = self.chunk_rows
+            whole = r // step
+            parts = list(reduce(block[: whole * step].reshape(whole, step, c), 1)) if step > 1 else list(block)
+            if whole * step < r:
+                parts.append(reduce(block[whole * step :], 0))
+            for k, part in enumerate(parts, r0 // step):
+                group = partial[k // GROUP, c0 : c0 + c]
+                if k % GROUP:
+                    self.ufunc(group, part, out=group)
+                else:
+                    group[...] = part
             return
         if self.flat or self.cols <= CHUNK:
             line, chunk = np.ascontiguousarray(block).reshape(-1), self.chunk
@@ -433,6 +449,10 @@ class Total:
         """Reduce the partial results into `out`."""
         with np.errstate(all="ignore"):
             if self.by_column:
+                while len(partial) > PAIRS:
+                    n = len(partial) // PAIRS * PAIRS
+                    pairs = self.ufunc.reduce(partial[:n].reshape(-1, PAIRS, self.cols), 1)
+                    partial = np.concatenate([pairs, partial[n:]])
                 self.ufunc.reduce(partial, 0, None, out.reshape(-1))
             else:
                 out[...] = self.ufunc.reduce(partial.reshape(-1))

@@ -1,11 +1,11 @@
 """The operations, by family.  The operators of Tensor are entered here."""
 
 from ..operators import operators
-from . import create, elementwise, linalg, reduce, shape
+from . import activations, assign, compare, create, elementwise, index, join, linalg, reduce, shape
 from ..op import structural
 
 structural.update(zeros_like=create.zeros_like)
-for _family in (elementwise, linalg, shape):
+for _family in (activations, compare, elementwise, linalg, shape, join, index, assign):
     for _name, _op in vars(_family).items():
         if not _name.startswith("_") and callable(_op):
             setattr(operators, _name, _op)

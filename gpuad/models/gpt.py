@@ -1,0 +1,129 @@
+"""GPT: a causal transformer over tokens, after GPT-2.
+
+model = GPT(GPTConfig(length=256, layers=6, heads=6, width=384))
+loss = model.loss(tokens)  # int64[batch, length + 1]
+loss.backward()
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..array import describe
+from ..devices import Device
+from ..dtype import float32
+from ..errors import DataError, ShapeError
+from ..nn import Dropout, Embedding, LayerNorm, Linear, Module, MultiHeadAttention, init
+from ..nn.functional import cross_entropy, gelu
+from ..ops.shape import reshape
+from ..random import Generator
+from ..tensor import Tensor
+from ..trace import no_grad
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The sizes of a GPT.  `length` is the most tokens it sees at once."""
+
+    vocabulary: int = 256
+    length: int = 256
+    layers: int = 6
+    heads: int = 6
+    width: int = 384
+    dropout: float = 0.0
+    tied: bool = True  # the head's weight is the token embedding's
+    positions: str = "learned"  # or "rotary"
+
+    def __post_init__(self) -> None:
+        if self.positions not in ("learned", "rotary"):
+            raise DataError(f'positions are "learned" or "rotary", got {self.positions!r}')
+
+
+class GPT(Module):
+    """Logits for the token after each position.
+
+    `wrap_block` is applied to every block when it is called: pass `gpuad.checkpoint` to compute blocks again in the
+    backward pass instead of keeping what they need.
+    """
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        *,
+        dtype: Any = float32,
+        device: str | Device | None = None,
+        generator: Generator | None = None,
+        wrap_block: Callable[[Block], Callable[[Tensor], Tensor]] | None = None,
+    ) -> None:
+        c, place = config, {"dtype": dtype, "device": device, "generator": generator}
+        self.config, self.wrap_block = config, wrap_block
+        self.token = Embedding(c.vocabulary, c.width, **place)
+        self.position = Embedding(c.length, c.width, **place) if c.positions == "learned" else None
+        self.dropout = Dropout(c.dropout, generator=generator)
+        self.blocks = [Block(c, **place) for _ in range(c.layers)]
+        self.norm = LayerNorm(c.width, dtype=dtype, device=device)
+        self.head = Linear(c.width, c.vocabulary, bias=False, **place)
+        self._initialize(generator)
+        if c.tied:
+            self.head.weight = self.token.weight
+
+    def _initialize(self, generator: Generator | None) -> None:
+        """As GPT-2: normal(0.02) weights, smaller by sqrt(2 layers) where a block adds to the stream, and no biases."""
+        small = 0.02 / math.sqrt(2 * self.config.layers)
+        with no_grad():
+            for name, p in self.named_parameters():
+                if p.ndim == 2:
+                    std = small if name.endswith(("out.weight", "down.weight")) else 0.02
+                    p.copy_(init.normal(p.shape, std=std, dtype=p.dtype, device=p.device, generator=generator))
+                elif name.endswith("bias"):
+                    p.copy_(init.zeros(p.shape, dtype=p.dtype, device=p.device))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """int[batch, length] to logits[batch, length, vocabulary]."""
+        if tokens.ndim != 2 or tokens.shape[1] > self.config.length:
+            raise ShapeError(f"GPT needs tokens [batch, up to {self.config.length}], got {describe(tokens)}")
+        x = self.token(tokens)
+        if self.position is not None:
+            x = x + self.position.weight[: tokens.shape[1]]
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = (block if self.wrap_block is None else self.wrap_block(block))(x)
+        logits: Tensor = self.head(self.norm(x))
+        return logits
+
+    def loss(self, tokens: Tensor) -> Tensor:
+        """The mean cross entropy, in nats, of predicting each token of int[batch, length + 1] from those before it."""
+        logits, targets = self(tokens[:, :-1]), tokens[:, 1:]
+        loss: Tensor = cross_entropy(reshape(logits, (-1, logits.shape[-1])), reshape(targets, (-1,)))
+        return loss
+
+    def extra_repr(self) -> str:
+        """The sizes."""
+        return ", ".join(f"{name}={value}" for name, value in asdict(self.config).items())
+
+
+class Block(Module):
+    """Attention, then a network for each position, both added to the stream they read through a norm."""
+
+    def __init__(self, config: GPTConfig, **place: Any) -> None:
+        c, where = config, {"dtype": place["dtype"], "device": place["device"]}
+        self.norm1 = LayerNorm(c.width, **where)
+        self.attention = MultiHeadAttention(
+            c.width, c.heads, causal=True, dropout=c.dropout, rotary=c.positions == "rotary", **place
+        )
+        self.norm2 = LayerNorm(c.width, **where)
+        self.up = Linear(c.width, 4 * c.width, **place)
+        self.down = Linear(4 * c.width, c.width, **place)
+        self.dropout = Dropout(c.dropout, generator=place["generator"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, length, width] to the same."""
+        x = x + self.dropout(self.attention(self.norm1(x)))
+        y: Tensor = x + self.dropout(self.down(gelu(self.up(self.norm2(x)), approximate="tanh")))
+        return y
+
+
+__all__ = ["Block", "GPT", "GPTConfig"]

@@ -1,0 +1,35 @@
+"""The functions behind the layers, under PyTorch's names."""
+
+from __future__ import annotations
+
+from ..ops.activations import gelu, relu, sigmoid, silu, softplus
+from ..ops.elementwise import tanh
+from ..ops.nn import (
+    cross_entropy,
+    dropout,
+    embedding,
+    layer_norm,
+    log_softmax,
+    rms_norm,
+    rotary_embedding,
+    scaled_dot_product_attention,
+    softmax,
+)
+
+__all__ = [
+    "cross_entropy",
+    "dropout",
+    "embedding",
+    "gelu",
+    "layer_norm",
+    "log_softmax",
+    "relu",
+    "rms_norm",
+    "rotary_embedding",
+    "scaled_dot_product_attention",
+    "sigmoid",
+    "silu",
+    "softmax",
+    "softplus",
+    "tanh",
+]

@@ -1,0 +1,384 @@
+"""Optimizers over flat buffers: parameters of one kind lie side by side, and a step is one kernel over them all.
+
+The kernel writes where it reads, by itself: the engine gives a result the memory of an input that nobody else holds
+(fuse/plan.py).  Whoever holds a parameter's old value, a tape or a NumPy view, keeps it, and the step allocates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from .. import tree
+from ..array import describe
+from ..convert import as_operand, asarray
+from ..devices.device import NON_FINITE
+from ..dtype import DType, is_float
+from ..errors import DataError, DeviceError, DTypeError, GradientError, NonFiniteError, ShapeError
+from ..fuse.plan import realize, realize_all
+from ..nn.module import Module
+from ..ops.compare import isfinite, logical_not, where
+from ..ops.elementwise import sqrt, square
+from ..ops.reduce import sum as sum_
+from ..tensor import Tensor
+from ..trace import no_grad
+from .flat import Flat, Weigh, is_finite, limit, norm_of, replace
+
+Group = dict[str, Any]
+
+
+class Optimizer:
+    """What optimizers share.  A subclass says in `rule` how one step changes the values and the state.
+
+    `params` are tensors, or dicts of options with tensors under "params".  `no_decay(parameter)` is True for those
+    that weight decay leaves alone; `max_grad_norm` bounds the norm of all gradients together.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        options: Group,
+        state: tuple[str, ...],
+        no_decay: Callable[[Tensor], bool] | None,
+        max_grad_norm: float | None,
+    ) -> None:
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise DataError(f"max_grad_norm= is a positive number or None, got {max_grad_norm}")
+        self.max_grad_norm, self.state = max_grad_norm, state
+        groups = _groups(params, options)
+        self.parameters: list[Tensor] = [p for group in groups for p in group["params"]]
+        self.param_groups: list[Group] = groups if no_decay is None else _divided(groups, no_decay)
+        place = {id(p): k for k, p in enumerate(self.parameters)}
+        self._flats = []
+        for group in self.param_groups:
+            kinds: dict[DType, list[Tensor]] = {}
+            for p in group["params"]:
+                kinds.setdefault(p.dtype, []).append(p)
+            self._flats += [Flat(ps, [place[id(p)] for p in ps], group, len(state)) for ps in kinds.values()]
+
+    def rule(self, flat: Flat, weigh: Weigh, g: Tensor, p: Tensor, *state: Tensor) -> list[Tensor]:
+        """The new values and states, each written as the old one changed: `[p - ..., m + ...]`."""
+        raise NotImplementedError
+
+    # --- stepping ---------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Change the parameters along the gradients that `backward()` has collected.
+
+        A parameter without one stays, and so does its state.  If the gradients' norm is not finite nothing changes,
+        and a NonFiniteError names the parameters at fault.
+        """
+        self._step([p.grad for p in self.parameters], "step")
+
+    def update(self, gradients: Any) -> None:
+        """Change the parameters along `gradients`: a Module of them, or a tree in the order the parameters were given.
+
+        None in a list is no gradient.
+        """
+        self._step(self._ordered(gradients), "update")
+
+    def _step(self, gradients: list[Tensor | None], name: str) -> None:
+        flats = [flat for flat in self._flats if any(gradients[k] is not None for k in flat.places)]
+        if not flats:
+            return
+        device = flats[0].device
+        with no_grad():
+            for flat in flats:
+                flat.follow()
+            collected = [flat.gradient([gradients[k] for k in flat.places]) for flat in flats]
+            norm = norm_of(collected)
+            realize(norm.array)
+            finite = isfinite(norm)
+            factor = 1.0 if self.max_grad_norm is None else limit(norm, self.max_grad_norm)
+            # before the rest: what is pending above them would be too deep for one kernel
+            realize_all([x.array for x in (finite, factor) if isinstance(x, Tensor)])
+            changed = []
+            for flat, g in zip(flats, collected, strict=True):
+                weigh = Weigh(flat, [gradients[k] is not None for k in flat.places], finite)
+                g = where(finite, g * factor if isinstance(factor, Tensor) else g, 0)
+                changed.append(self.rule(flat, weigh, g, *map(Tensor, flat.arrays)))
+            replace(flats, changed)
+        if not is_finite(norm):
+            device.error_word |= NON_FINITE
+            raise NonFiniteError(_at_fault(self.parameters, gradients, name))
+        device.error_word &= ~NON_FINITE
+        for flat in flats:
+            flat.steps = [n + (gradients[k] is not None) for n, k in zip(flat.steps, flat.places, strict=True)]
+
+    def _ordered(self, gradients: Any) -> list[Tensor | None]:
+        """The gradients in the order of `self.parameters`, checked."""
+        names = [p.name for p in self.parameters]
+        found = _leaves(gradients)
+        if isinstance(gradients, Module):
+            named: dict[str | None, Tensor] = dict(gradients.named_parameters())
+            if set(names) <= set(named) and len(set(names)) == len(names):
+                found = [named[name] for name in names]
+        if len(found) != len(names):
+            raise ShapeError(f"update() got {len(found)} gradients for {len(names)} parameters")
+        for k, (p, g) in enumerate(zip(self.parameters, found, strict=True)):
+            if g is not None and g.shape != p.shape:
+                raise ShapeError(
+                    f"update() got {describe(g)} as the gradient of {_called(p, k)}, which is {describe(p)}"
+                )
+            if g is not None and g.trace is not None:
+                raise GradientError(
+                    f"update() inside {g.trace.kind}() would lose its derivative\n  update outside of it"
+                )
+        return found
+
+    def zero_grad(self) -> None:
+        """Forget the gradients that `backward()` has collected."""
+        for p in self.parameters:
+            if p.is_leaf:
+                p.grad = None
+
+    @property
+    def lr(self) -> float:
+        """The learning rate (of the first group, if they differ); setting it sets that of every group."""
+        rate: float = self.param_groups[0]["lr"]
+        return rate
+
+    @lr.setter
+    def lr(self, rate: float) -> None:
+        for group in self.param_groups:
+            group["lr"] = rate
+
+    # --- saving -----------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """{"m.<name>": ..., "step.<name>": ..., "group.0.lr": ...}: all that `load_state_dict` needs, as tensors.
+
+        A parameter without a name, or with one that is not its own, has its number.
+        """
+        keys, found = self._keys(), {}
+        for flat in self._flats:
+            for name, array in zip(self.state, flat.arrays[1:], strict=True):
+                for k, view in zip(flat.places, flat.segments(array), strict=True):
+                    found[f"{name}.{keys[k]}"] = Tensor(view)
+            for k, n in zip(flat.places, flat.steps, strict=True):
+                found[f"step.{keys[k]}"] = asarray(n)
+        for i, group in enumerate(self.param_groups):
+            for name, value in _options(group):
+                found[f"group.{i}.{name}"] = asarray(np.asarray(value, np.float64))
+        return found
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict()` of such an optimizer gave.  Nothing changes if there is an error."""
+        keys = self._keys()
+        shapes: dict[str, tuple[int, ...]] = {}
+        for k, p in enumerate(self.parameters):
+            shapes |= {f"{name}.{keys[k]}": p.shape for name in self.state} | {f"step.{keys[k]}": ()}
+        for i, group in enumerate(self.param_groups):
+            shapes |= {f"group.{i}.{n}": (len(v),) if isinstance(v, tuple) else () for n, v in _options(group)}
+        given = {name: as_operand(x).detach() for name, x in state.items()}
+        wrong = [f"{name} is missing" for name in shapes if name not in given]
+        wrong += [f"{name} is not in this {type(self).__name__}" for name in given if name not in shapes]
+        wrong += [
+            f"{name} should have the shape {shapes[name]}, got {describe(x)}"
+            for name, x in given.items()
+            if name in shapes and x.shape != shapes[name]
+        ]
+        if wrong:
+            raise DataError("load_state_dict() changed nothing, because\n  " + "\n  ".join(wrong))
+        for flat in self._flats:
+            states = [[given[f"{name}.{keys[k]}"] for k in flat.places] for name in self.state]
+            flat.load(states, [given[f"step.{keys[k]}"].item() for k in flat.places])
+        for i, group in enumerate(self.param_groups):
+            for name, value in _options(group):
+                new = given[f"group.{i}.{name}"].tolist()
+                group[name] = bool(new) if isinstance(value, bool) else tuple(new) if isinstance(value, tuple) else new
+
+    def _keys(self) -> list[str]:
+        names = [p.name for p in self.parameters]
+        return [str(k) if n is None or names.count(n) > 1 else n for k, n in enumerate(names)]
+
+    def __repr__(self) -> str:
+        lines = [f"  {len(g['params'])} parameters: {dict(_options(g))}" for g in self.param_groups]
+        return f"{type(self).__name__}(\n" + "\n".join(lines) + "\n)"
+
+
+# --- the rules --------------------------------------------------------------------------------
+
+
+class SGD(Optimizer):
+    """p - lr * g, where g may be smoothed by momentum; weight decay is added to the gradient."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        *,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        no_decay: Callable[[Tensor], bool] | None = None,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        if nesterov and not momentum:
+            raise DataError("nesterov looks ahead along the momentum, which is 0; set momentum=0.9, say")
+        options = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+        super().__init__(params, options, ("momentum",) if momentum else (), no_decay, max_grad_norm)
+
+    def rule(self, flat: Flat, weigh: Weigh, g: Tensor, p: Tensor, *state: Tensor) -> list[Tensor]:
+        """As in PyTorch, without dampening."""
+        o = flat.group
+        if o["weight_decay"]:
+            g = g + weigh(o["weight_decay"]) * p
+        if not state:
+            return [(p - weigh(o["lr"]) * g).to(flat.dtype)]
+        momentum = weigh(o["momentum"], 1.0)
+        velocity = state[0] * momentum + g
+        direction = g + momentum * velocity if o["nesterov"] else velocity
+        return [(p - weigh(o["lr"]) * direction).to(flat.dtype), velocity]
+
+
+class Adam(Optimizer):
+    """Steps along the mean gradient over the root of the mean square; weight decay is added to the gradient."""
+
+    decoupled = False
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        no_decay: Callable[[Tensor], bool] | None = None,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1 and eps > 0):
+            raise DataError(f"{type(self).__name__}() needs betas from 0 to below 1 and eps > 0, got {betas} and {eps}")
+        options = {"lr": lr, "betas": (betas[0], betas[1]), "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, options, ("m", "v"), no_decay, max_grad_norm)
+
+    def rule(self, flat: Flat, weigh: Weigh, g: Tensor, p: Tensor, *state: Tensor) -> list[Tensor]:
+        """As in PyTorch: the corrections for the bias of m and v are in the size of the step."""
+        (m, v), o = state, flat.group
+        (b1, b2), lr, decay = o["betas"], o["lr"], o["weight_decay"]
+        if decay and not self.decoupled:
+            g = g + weigh(decay) * p
+        m = m + weigh(1 - b1) * (g - m)
+        v = v * weigh(b2, 1.0) + weigh(1 - b2) * square(g)
+        size = flat.by_step(lambda n: lr / (1 - b1**n))
+        root = flat.by_step(lambda n: math.sqrt(1 - b2**n))
+        if decay and self.decoupled:
+            p = p * weigh(1 - lr * decay, 1.0)
+        return [(p - weigh(size) * (m / (sqrt(v) / root + o["eps"]))).to(flat.dtype), m, v]
+
+
+class AdamW(Adam):
+    """Adam, with weight decay that shrinks the parameters themselves."""
+
+    decoupled = True
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        *,
+        no_decay: Callable[[Tensor], bool] | None = None,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, no_decay=no_decay, max_grad_norm=max_grad_norm)
+
+
+def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """The norm of all gradients together, which are scaled down where it exceeds `max_norm`.
+
+    Gradients whose norm is not finite stay as they are, for `step()` to refuse.
+    """
+    owners = [p for p in parameters if p.grad is not None]
+    gradients = [p.grad for p in owners if p.grad is not None]
+    if not gradients:
+        raise GradientError("clip_grad_norm() found no gradients; call it between backward() and step()")
+    with no_grad():
+        norm = norm_of(gradients)
+        realize(norm.array)
+        factor = where(isfinite(norm), limit(norm, max_norm), 1)
+        scaled = [(g * factor).to(g.dtype) for g in gradients]
+        realize_all([g.array for g in scaled])
+    for p, g in zip(owners, scaled, strict=True):
+        p.grad = g
+    return norm
+
+
+# --- groups, names, messages ------------------------------------------------------------------
+
+
+def _groups(params: Iterable[Any], options: Group) -> list[Group]:
+    """`params` as groups with all of their options, checked."""
+    given = list(params)
+    if not given or not isinstance(given[0], Mapping):
+        given = [{"params": given}]
+    groups = [{**options, **group, "params": list(group["params"])} for group in given]
+    seen: set[int] = set()
+    for group in groups:
+        if unknown := set(group) - {"params", *options}:
+            raise DataError(f"a group of parameters has the options {sorted(options)}, not {sorted(unknown)}")
+        for k, p in enumerate(group["params"]):
+            if not isinstance(p, Tensor) or p.trace is not None or not is_float(p.dtype):
+                shown = describe(p) if isinstance(p, Tensor) else type(p).__name__
+                raise DTypeError(f"an optimizer changes floating-point tensors, got {shown}; pass model.parameters()")
+            if id(p) in seen:
+                raise DataError(f"the parameter {_called(p, k)} is given twice")
+            if p.device is not groups[0]["params"][0].device:
+                raise DeviceError(f"the parameter {_called(p, k)} is on {p.device.name}; all must be on one device")
+            seen.add(id(p))
+    if not seen:
+        raise DataError(
+            "an optimizer needs parameters, got none; an iterator such as model.parameters() can be read once"
+        )
+    return groups
+
+
+def _divided(groups: list[Group], no_decay: Callable[[Tensor], bool]) -> list[Group]:
+    """Each group as those that decay and those that do not."""
+    divided = []
+    for group in groups:
+        exempt = [p for p in group["params"] if no_decay(p)]
+        ids = set(map(id, exempt))
+        divided.append({**group, "params": [p for p in group["params"] if id(p) not in ids]})
+        divided.append({**group, "params": exempt, "weight_decay": 0.0})
+    return [group for group in divided if group["params"]]
+
+
+def _options(group: Group) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in group.items() if name != "params"]
+
+
+def _leaves(gradients: Any) -> list[Tensor | None]:
+    """The gradients in a tree, in order; of a Module those of parameters, of a list None as well."""
+    if isinstance(gradients, Module):
+        return list(gradients.parameters())
+    if isinstance(gradients, list | tuple):
+        return [g for entry in gradients for g in ([None] if entry is None else _leaves(entry))]
+    return [as_operand(g) for g in tree.leaves(gradients)]
+
+
+def _called(p: Tensor, k: int) -> str:
+    return p.name or f"number {k}"
+
+
+def _at_fault(parameters: list[Tensor], gradients: list[Tensor | None], name: str) -> str:
+    lines = []
+    for k, (p, g) in enumerate(zip(parameters, gradients, strict=True)):
+        bad = 0 if g is None else sum_(logical_not(isfinite(g.detach()))).item()
+        if bad:
+            lines.append(f"{_called(p, k)}: {bad} of the {p.size} elements of {describe(p)}")
+    if not lines:
+        return (
+            f"{name}() changed nothing: the gradients are finite, but the sum of their squares is not\n"
+            "  scale the loss down"
+        )
+    return f"{name}() changed nothing: gradients are inf or nan in\n  " + "\n  ".join(lines)
+
+
+__all__ = ["Adam", "AdamW", "Optimizer", "SGD", "clip_grad_norm"]
