@@ -23,6 +23,7 @@ from .ops.compare import *
 from .ops.copying import *
 from .ops.create import *
 from .ops.cumulative import *
+from .ops.einsum import *
 from .ops.elementwise import *
 from .ops.index import *
 from .ops.join import *
@@ -30,6 +31,9 @@ from .ops.linalg import *
 from .ops.reduce import *
 from .ops.shape import *
 from .ops.sort import *
+from . import data, models, nn, optim, random, tree
+from .debug import explain
+from .remat import checkpoint
 from .tape import backward as _backward
 from .operators import operators as _operators
 from .tensor import Tensor
@@ -37,4 +41,5 @@ from .trace import no_grad
 from .transforms import grad, jvp, stop_gradient, value_and_grad, vjp
 
 _operators.backward = _backward
+__array_api_version__ = "2024.12"
 __version__ = "0.1.0.dev0"

@@ -100,7 +100,9 @@ class Op:
         parts = [
             self._apply(r, t, frame) for r, t in zip(self.jvp, tangents, strict=True) if r is not None and t is not None
         ]
-        return functools.reduce(operator.add, parts) if parts else None
+        if len(self.outputs) > 1 and parts:
+            return [_sum_of([part[k] for part in parts]) for k in range(len(self.outputs))]
+        return _sum_of(parts)
 
     @staticmethod
     def _apply(rule: tuple[Callable[..., Any], tuple[int, ...]], t: Any, frame: list[Any]) -> Any:
@@ -117,6 +119,12 @@ class Op:
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"
+
+
+def _sum_of(parts: list[Any]) -> Any:
+    """The sum of those that are not None; None if there are none."""
+    found = [part for part in parts if part is not None]
+    return functools.reduce(operator.add, found) if found else None
 
 
 # --- elementwise ------------------------------------------------------------------------------
@@ -350,7 +358,7 @@ class View(Op):
         (x,) = arrays
         realize(x)
         data = self.view(x.data, **params)
-        if not np.may_share_memory(data, x.data) and x.size:  # NumPy had to copy (a reshape of a transpose)
+        if data.size and not np.may_share_memory(data, x.data):  # NumPy had to copy (a reshape of a transpose)
             return x.device.adopt(data, site=site)  # type: ignore[no-any-return]
         return x.device.view(x, data, site)  # type: ignore[no-any-return]
 

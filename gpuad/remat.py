@@ -302,6 +302,7 @@ class Checkpointed(Op):
         draws: Draws,
     ) -> None:
         self.name = f"checkpoint({name})"
+        self.inputs = self.params = ()  # any number of tensors
         self.call, self.arguments, self.record, self.draws = call, arguments, record, draws
         self.outputs = tuple(f"y{k}" for k in range(outputs)) if outputs > 1 else ("y",)
         self.differentiable = [is_float(a.dtype) for a in results]

@@ -11,6 +11,7 @@ from .convert import asarray
 from .errors import FreedTapeError, GradientError, ShapeError
 from .fuse.plan import realize_all
 from .node import Borrowed, Leaf, Link, Node, bottom
+from .ops.copying import copy
 from .ops.create import ones_like
 from .provenance import blamed, here
 from .provenance import describe as describe_site
@@ -120,6 +121,8 @@ def backward(
         seed = gradient if isinstance(gradient, Tensor) else asarray(gradient, dtype=y.dtype, device=y.device)
         if seed.shape != y.shape:
             raise ShapeError(f"gradient= is {describe(seed)}, but backward() was called on {describe(y)}")
+    if seed.trace is None and seed.data.buffer is not None and seed.data.buffer.borrowed:
+        seed = copy(seed)  # or a gradient that is a view of it would change under the user
     found = sweep([(y.link, seed)], attached=create_graph, retain=retain_graph or create_graph)
     if not create_graph:
         realize_all([g.array for g in found.values()])

@@ -149,36 +149,45 @@ class Tensor(Operators, Exports):
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """The values as a read-only NumPy array, without a copy on the CPU."""
-        if self.trace is not None:
-            raise GradientError(
-                f"numpy() of a tensor inside {self.trace.kind}() would lose its derivative at {describe_site(here(2))}\n"
-                "  use gpuad functions on it, or detach() if it is meant to be constant"
-            )
+        self._refuse_inside("numpy()")
         array = realize(self.array)
         return array.device.to_numpy(array)
 
     def item(self) -> Any:
         """The one value of a tensor of size 1, as a Python scalar."""
-        if self.size != 1:
-            raise ShapeError(f"item() needs a tensor of one element, got {describe(self)}")
-        array = realize(self.array)
-        return array.device.to_numpy(array).reshape(()).item()
+        self._refuse_inside("item()")
+        return self._value("item()")
 
     def tolist(self) -> Any:
         """The values as nested lists of Python scalars."""
+        self._refuse_inside("tolist()")
         array = realize(self.array)
         return array.device.to_numpy(array).tolist()
 
-    def __bool__(self) -> bool:
+    def _value(self, what: str) -> Any:
         if self.size != 1:
-            raise ShapeError(f"the truth of {describe(self)} is not one value; use any() or all()")
-        return bool(self.item())
+            raise ShapeError(f"{what} needs a tensor of one element, got {describe(self)}\n  reduce it first, with any() or sum()")
+        array = realize(self.array)
+        return array.device.to_numpy(array).reshape(()).item()
+
+    def _refuse_inside(self, what: str) -> None:
+        """An error where a number would silently lose the derivative that an open transformation is taking."""
+        if self.trace is not None and is_float(self.dtype):
+            raise GradientError(
+                f"{what} of a tensor inside {self.trace.kind}() would lose its derivative at {describe_site(here(3))}\n"
+                "  use gpuad functions on it, or detach() if it is meant to be constant"
+            )
+
+    def __bool__(self) -> bool:
+        return bool(self._value("bool()"))
 
     def __int__(self) -> int:
-        return int(self.item())
+        self._refuse_inside("int()")
+        return int(self._value("int()"))
 
     def __float__(self) -> float:
-        return float(self.item())
+        self._refuse_inside("float()")
+        return float(self._value("float()"))
 
     def __index__(self) -> int:
         if is_float(self.dtype):

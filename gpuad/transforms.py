@@ -32,6 +32,8 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[An
     leaves, structure = tree.flatten(primals)
     trace = ReverseTrace()
     boxes = [trace.leaf(x) for x in _differentiable(leaves, "vjp()")]
+    nodes = [b.link[0] for b in boxes]  # now: the function may rebind its arguments
+    primal_values = [b.data for b in boxes]
     try:
         out = f(*structure.unflatten(boxes))
     finally:
@@ -45,8 +47,6 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[An
     links = [y.link if y.trace is trace else None for y in outputs]
     results = [_outside(y, trace) for y in outputs]
     like = [(y.shape, y.dtype) for y in results]
-    nodes = [b.link[0] for b in boxes]
-    primal_values = [b.data for b in boxes]
 
     def pullback(g: Any, retain: bool = True) -> tuple[Any, ...]:
         cotangents, same = tree.flatten(g)

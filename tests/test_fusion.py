@@ -212,7 +212,7 @@ def test_functional_gradients_in_a_loop_leave_nothing_behind():
             w = w.detach().requires_grad_()
             w.numpy()
             del g
-            counts.append((live.live, sum(isinstance(o, Node) for o in gc.get_objects())))
+            counts.append((live.live, sum(type(o) is Node for o in gc.get_objects())))
         assert counts[3] == counts[-1]
     finally:
         gpuad.buffer.observers.remove(live)
@@ -234,3 +234,27 @@ def test_a_total_that_another_result_of_the_same_space_reads_comes_first():
     shares = x / total
     plan.realize_all([total.data, shares.data])
     assert np.allclose(shares.numpy(), x.numpy() / x.numpy().sum())
+
+
+def test_a_total_reads_its_input_before_the_memory_is_given_away():
+    x = values(64, 32)
+    for _ in range(3):
+        h = x @ values(32, 48, seed=1)
+        expected = h.numpy().copy()
+        total, y = gpuad.sum(h, axis=0), gpuad.exp(h * 0.5)
+        del h
+        plan.realize_all([y.data, total.data])
+        assert np.allclose(total.numpy(), expected.sum(0), atol=1e-4)
+        assert np.allclose(y.numpy(), np.exp(expected * 0.5), atol=1e-4)
+
+
+def test_a_total_reads_scratch_before_it_is_used_again():
+    x = values(64, 48)
+    n = x.numpy().astype(np.float64)
+    a = gpuad.sin(x)
+    total = gpuad.sum(a, axis=0)
+    y = x
+    for _ in range(5):
+        y = gpuad.exp(y * 0.1) + x
+    plan.realize_all([total.data, y.data])
+    assert np.allclose(total.numpy(), np.sin(n).sum(0), atol=1e-4)

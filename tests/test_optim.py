@@ -310,7 +310,7 @@ def test_training_holds_no_more_memory_and_no_more_nodes_after_a_step_than_befor
             optimizer.zero_grad()
             gpuad.sum(model(x) ** 2).backward()
             optimizer.step()
-            nodes = sum(isinstance(o, Node) for o in gc.get_objects())
+            nodes = sum(issubclass(type(o), Node) for o in gc.get_objects())
             counts.append((live.live, nodes))
     finally:
         observers.remove(live)
@@ -512,7 +512,7 @@ def test_cosine_rises_falls_and_stays():
     rates = [optim.cosine_with_warmup(s, warmup=4, total=24, peak=1.0, final=0.1) for s in range(30)]
     np.testing.assert_allclose(rates[:5], [0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[14] == pytest.approx(0.55)
-    assert all(a > b for a, b in zip(rates[4:24], rates[5:25], strict=True))
+    assert (np.diff(rates[4:25]) < 0).all()
     np.testing.assert_allclose(rates[24:], 0.1)
 
 
@@ -523,5 +523,3 @@ def test_linear_and_constant_schedules():
     assert [optim.constant(s, warmup=3, peak=2.0) for s in (0, 2, 3, 4)] == [0.5, 1.5, 2.0, 2.0]
     with pytest.raises(DataError, match="warm up for 5"):
         optim.cosine_with_warmup(0, warmup=5, total=5, peak=1.0)
-
-

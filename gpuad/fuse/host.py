@@ -27,7 +27,7 @@ THREADED = 1 << 20  # element operations from which a kernel is worth two thread
 THREADS = max(1, min(2, os.cpu_count() or 1))
 
 FULL, PER_ROW, PER_COLUMN, ONE, STRIDED = range(5)  # how a register meets the space
-REDUCE, POSITION = 4, 5  # kinds of steps besides functions of one, two and more registers
+REDUCE, POSITION, ADD_UP = 4, 5, 6  # kinds of steps besides functions of one, two and more registers
 Data = np.ndarray[Any, Any]
 
 _programs: dict[tuple[Any, ...], Program] = {}  # cache, cleared when it outgrows MAX_PROGRAMS
@@ -150,7 +150,10 @@ class Program:
             if op.fusion == TOTAL:
                 x = node.inputs[0]
                 assert isinstance(x, Array)
-                self.totals.append(Total(where[id(x)], written[id(node)], op, node, self.cols))
+                total = Total(written[id(node)], op, node, self.cols)
+                self.steps.append((ADD_UP, total, where[id(x)], len(self.totals), 0))
+                self.totals.append(total)
+                self._free_dead(node, place, last, written, where, casts)
                 continue
             if op.fusion == SOURCE:
                 operand_dtypes: tuple[DType, ...] = ()
@@ -199,12 +202,7 @@ class Program:
             where[id(node)] = out
             if id(node) in written:
                 registers_of_outputs[written[id(node)]] = out
-            for x in node.inputs:
-                if type(x) is Array and last[id(x)] == place and id(x) not in written:
-                    self._free(where[id(x)])
-                    for key in [key for key in casts if key[0] == where[id(x)]]:
-                        self._free(casts.pop(key))
-                    last[id(x)] = -1
+            self._free_dead(node, place, last, written, where, casts)
             for register in temporary:
                 self._free(register)
         self.writes = [
@@ -227,6 +225,23 @@ class Program:
         register = self._new(layout, dtype)
         layouts[register] = layout
         return register
+
+    def _free_dead(
+        self,
+        node: Array,
+        place: int,
+        last: dict[int, int],
+        written: dict[int, int],
+        where: dict[int, int],
+        casts: dict[tuple[int, DType], int],
+    ) -> None:
+        """Free the scratch of what `node` is the last to read."""
+        for x in node.inputs:
+            if type(x) is Array and last[id(x)] == place and id(x) not in written:
+                self._free(where[id(x)])
+                for key in [key for key in casts if key[0] == where[id(x)]]:
+                    self._free(casts.pop(key))
+                last[id(x)] = -1
 
     def _free(self, register: int) -> None:
         slot = self._slot_of.pop(register, -1)
@@ -277,8 +292,11 @@ class Program:
 
     def _half(self, blocks: list[tuple[int, int, int, int]]) -> int:
         """Where to split the blocks for two walkers: between the groups of rows that are summed together."""
-        span = max([total.chunk_rows * GROUP for total in self.totals if total.by_column], default=1)
-        return next((k for k in range(len(blocks) // 2, 0, -1) if blocks[k][0] % span == 0), len(blocks))
+        span = max([total.chunk_rows * GROUP for total in self.totals if total.by_column], default=0)
+        for k in range(len(blocks) // 2, 0, -1):
+            if not span or (blocks[k][0] % span == 0 and blocks[k][2] == 0):
+                return k
+        return len(blocks)
 
     def _bind(self, kernel: Kernel) -> list[tuple[int, int, Any]]:
         """(register, layout, data) of every leaf, scalar and output, as the space sees it."""
@@ -343,10 +361,10 @@ class Program:
                         function(*[registers[i] for i in a], registers[out])
                     elif kind == REDUCE:
                         function(registers[a], -1, None, registers[out], True)
-                    else:
+                    elif kind == POSITION:
                         function(nodes[a].params, r0 * self.cols + c0, registers[out])
-                for total, partial in zip(self.totals, partials):
-                    total.add(registers[total.register], partial, r0, c0)
+                    else:
+                        function.add(registers[a], partials[b], r0, c0)
         for register, _, _ in bound:
             registers[register] = None  # no reference may outlive the run
         self.registers[walker] = registers, shape
@@ -394,8 +412,8 @@ class Gathered:
 class Total:
     """A reduction over the rows (one value a column) or over everything, by fixed chunks."""
 
-    def __init__(self, register: int, output: int, op: Any, node: Array, cols: int) -> None:
-        self.register, self.output, self.ufunc, self.dtype = register, output, op.numpy, node.dtype
+    def __init__(self, output: int, op: Any, node: Array, cols: int) -> None:
+        self.output, self.ufunc, self.dtype = output, op.numpy, node.dtype
         self.by_column = node.size > 1
         self.cols = cols
         self.chunk_rows = max(1, CHUNK // max(cols, 1))  # rows of one partial result

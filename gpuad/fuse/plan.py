@@ -40,11 +40,12 @@ def realize(array: Array) -> Array:
 
 def realize_all(arrays: Iterable[Array]) -> None:
     """Compute `arrays` in as few kernels as their spaces allow."""
-    pending = [a for a in arrays if a.op is not None]
+    pending = {id(a): a for a in arrays if a.op is not None}
     if not pending:
         return
-    with pending[0].device.lock:
-        _compute([a for a in pending if a.op is not None], {id(a) for a in pending})
+    roots = list(pending.values())
+    with roots[0].device.lock:
+        _compute([a for a in roots if a.op is not None], set(pending))
 
 
 def _compute(roots: Sequence[Array], wanted: set[int]) -> None:
@@ -185,7 +186,7 @@ def _stored(
                     pinned = True
         if key not in stored:
             outside = a.kept or a.readers > uses[key]
-            if key in wanted or (outside and (cost > STORE_COST or pinned or (a.shape != space and op.fusion == ROW))):
+            if key in wanted or (outside and (cost > STORE_COST or pinned or a.shape != space)):
                 stored.add(key)
         again[key], pins[key] = (0.0, False) if key in stored else (cost, pinned)
     return stored
@@ -213,7 +214,7 @@ def _donor_for(y: Array, place: int, donors: list[Array], last: dict[int, int]) 
     if op.fusion != ELEMENTWISE:
         return None
     for x in donors:
-        if x.shape != y.shape or x.dtype != y.dtype or not x.data.flags.c_contiguous:
+        if x.shape != y.shape or x.dtype != y.dtype or not x.data.flags.c_contiguous or not x.data.flags.writeable:
             continue
         if last[id(x)] < place or (last[id(x)] == place and op.in_place):
             donors.remove(x)

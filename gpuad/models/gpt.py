@@ -45,8 +45,7 @@ class GPTConfig:
 class GPT(Module):
     """Logits for the token after each position.
 
-    `wrap_block` is applied to every block when it is called: pass `gpuad.checkpoint` to compute blocks again in the
-    backward pass instead of keeping what they need.
+    `wrap_block(block)` is called in place of each block: a function that computes it again in the backward pass, say.
     """
 
     def __init__(
