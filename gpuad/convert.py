@@ -27,6 +27,8 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: str | Device | None = Non
         return _converted(obj, dtype, device, copy)
     target = find_device(device) if device is not None else default_device()
     data = _numpy(obj, copy)
+    if dtype is None and not isinstance(obj, np.ndarray | np.generic):
+        data = _of_numbers(obj, data)
     wanted = as_dtype(dtype) if dtype is not None else as_dtype(data.dtype)
     if copy is False:
         if data.dtype != wanted or not (isinstance(obj, np.ndarray) or hasattr(obj, "__dlpack__")):
@@ -83,11 +85,16 @@ def _numpy(obj: Any, copy: bool | None = None) -> np.ndarray[Any, Any]:
         raise DataError(f"cannot make a tensor of this {type(obj).__name__}: {error}") from None
     if data.dtype == object:
         raise DTypeError(f"cannot make a tensor of this {type(obj).__name__}: its elements are not numbers")
-    if isinstance(obj, list | tuple | float | int) and data.dtype == np.float64 and not _has_arrays(obj):
-        return data.astype(DEFAULT_FLOAT)
-    if data.dtype.kind in "iu" and isinstance(obj, list | tuple | int):
-        return data if _has_arrays(obj) else data.astype(DEFAULT_INT)
     return data
+
+
+def _of_numbers(obj: Any, data: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """`data` as float32 or int64, where `obj` is made of Python numbers alone."""
+    if not isinstance(obj, list | tuple | float | int) or _has_arrays(obj):
+        return data
+    if data.dtype == np.float64:
+        return data.astype(DEFAULT_FLOAT)
+    return data.astype(DEFAULT_INT) if data.dtype.kind in "iu" else data
 
 
 def _through_dlpack(x: Any, copy: bool | None) -> np.ndarray[Any, Any]:

@@ -221,7 +221,8 @@ class Tensor(Operators, Exports):
         if isinstance(target, Device) or (isinstance(target, str) and target.split(":")[0] in ("cpu", "cuda", "meta")):
             result: Tensor = operators.to_device(self, device=find_device(target))
             return result
-        result = operators.astype(self, as_dtype(target))
+        dtype = as_dtype(target)
+        result = self if dtype == self.dtype else operators.astype(self, dtype)
         return result
 
     # --- assignment -------------------------------------------------------------------------

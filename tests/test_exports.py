@@ -189,15 +189,7 @@ def test_a_numpy_call_on_a_tensor_gives_the_values_numpy_gives(name):
     np.testing.assert_allclose(values(got), expected, rtol=1e-12)
 
 
-BROKEN = {
-    "np.linalg.norm(number)": "a dying read-only view is taken for the memory of a result (fuse/plan.py, _donor_for)"
-}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.xfail(reason=BROKEN[n], strict=True)) if n in BROKEN else n for n in SMOOTH],
-)
+@pytest.mark.parametrize("name", SMOOTH)
 def test_a_numpy_call_on_a_tensor_is_differentiated_in_every_mode(name):
     x, f = SMOOTH[name]
     t = np.cos(np.arange(x.size)).reshape(x.shape)

@@ -88,7 +88,6 @@ def distance(a, b):
     return np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30)
 
 
-@pytest.mark.xfail(strict=True, reason="a kernel writes over an input that it also sums over the leading axes")
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-9)])
 @pytest.mark.parametrize("options", [{}, {"tied": False, "positions": "rotary"}], ids=["learned tied", "rotary untied"])
 def test_ten_steps_have_pytorchs_losses_and_gradients(torch, dtype, tolerance, options):

@@ -535,9 +535,6 @@ def test_tape_keeps_the_indices_as_an_array():
     assert not [v for v in (w[1:] * 1.0).link[0].parents[0][0].saved if hasattr(v, "dtype")]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="vjp() looks for the leaves of its arguments after the function has rebound them"
-)
 def test_arguments_of_a_differentiated_function_may_be_assigned():
     def f(x):
         x[0] = 5.0

@@ -228,7 +228,6 @@ def test_to_changes_floating_point_tensors_and_keeps_leaves_and_ties():
     np.testing.assert_array_equal(weight.grad.numpy(), gradient.astype(np.float64))
 
 
-@pytest.mark.xfail(strict=True, reason="Tensor.to(device) calls operators.to_device, which no op has entered")
 def test_to_moves_every_tensor_to_a_device():
     model = Tied()
     model.index = gpuad.asarray([1, 2])

@@ -101,7 +101,6 @@ def test_concat_keeps_none_of_its_inputs_on_the_tape():
     assert not [v for v in y.link[0].saved if hasattr(v, "dtype")]
 
 
-@pytest.mark.xfail(strict=True, reason="realize_all() runs an array that it is given twice as two nodes of one kernel")
 def test_one_pending_tensor_may_be_joined_to_itself():
     w = gpuad.ones(2)
     np.testing.assert_array_equal(gpuad.concat([w, w]).numpy(), np.ones(4))

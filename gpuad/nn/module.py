@@ -262,7 +262,7 @@ class Module(metaclass=_Naming):
             wrong += [f"{path} is not in this {type(self).__name__}" for path in state if path not in tensors]
         if wrong:
             raise DataError("load_state_dict() changed nothing, because\n  " + "\n  ".join(wrong))
-        ready = [(x, realize(_like(new.detach(), x).array)) for x, new in given.values()]
+        ready = [(x, realize(new.detach().to(x.dtype).to(x.device).array)) for x, new in given.values()]
         for x, array in ready:
             x.data = array
 
@@ -326,12 +326,6 @@ def _shown(name: str, value: Any) -> list[str]:
         return []
     lines = [line for key, entry in zip(*found, strict=True) for line in _shown(str(key), entry)]
     return [f"{name}:", *["  " + line for line in lines]] if lines else []
-
-
-def _like(new: Tensor, x: Tensor) -> Tensor:
-    """`new` in the dtype and on the device of `x`."""
-    cast = new.to(x.dtype)
-    return cast if cast.device is x.device else cast.to(x.device)
 
 
 def _distinct(module: Module) -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""A copy: what a tensor over borrowed memory needs before its values can be relied on."""
+"""Copies: to memory of its own, for a tensor over borrowed memory, and to another device."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from ..op import Elementwise
+from ..array import Array
+from ..devices import Device
+from ..devices import device as find_device
+from ..fuse.plan import realize
+from ..op import Elementwise, Op
 from ..operators import operators
+from ..provenance import Site
+from ..tensor import Tensor
 
 
 def _copy(x: Any, out: Any) -> None:
@@ -17,6 +23,36 @@ def _copy(x: Any, out: Any) -> None:
 copy = Elementwise(
     "copy", "x", numpy=_copy, cuda="x", cost=0.5, diff=(lambda t: t,), doc="The values of x, in memory of their own."
 )
-operators.copy = copy
 
-__all__ = ["copy"]
+
+class _Move(Op):
+    """The values of x on another device; its derivative comes back the same way."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "to_device", ("x",), vjp=(lambda g, source: to_device(g, device=source),), params=("device", "source"), doc=_Move.__doc__ or ""
+        )
+        self.jvp = [((lambda t, device: to_device(t, device=device)), (self.slots["device"],))]
+
+    def evaluate(self, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Array:
+        x, device = realize(arrays[0]), params["device"]
+        if not device.computes:
+            return device.allocate(x.shape, x.dtype, site=site)  # type: ignore[no-any-return]  # a Device
+        return device.from_numpy(x.device.to_numpy(x), site=site)  # type: ignore[no-any-return]
+
+
+_move = _Move()
+
+
+def to_device(x: Tensor, /, device: str | Device) -> Tensor:
+    """`x` on `device`; `x` itself where it is there already."""
+    target = find_device(device)
+    if target is x.device:
+        return x
+    result: Tensor = _move(x, device=target, source=x.device)
+    return result
+
+
+operators.copy, operators.to_device = copy, to_device
+
+__all__ = ["copy", "to_device"]

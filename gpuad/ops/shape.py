@@ -41,11 +41,16 @@ class _Cast(Elementwise):
         return (dtype,), self.target
 
 
+def same(x: Tensor) -> Tensor:
+    """The value of `x` under a handle of its own: rebinding one leaves the other alone."""
+    return Tensor(x.data, x.trace, x.link)
+
+
 def astype(x: Tensor, dtype: Any, /, *, copy: bool = True) -> Tensor:
-    """`x` with its elements as `dtype`; `x` itself where that changes nothing."""
+    """`x` with its elements as `dtype`."""
     target = as_dtype(dtype)
     if x.dtype == target:
-        return x
+        return same(x)
     op = _casts.get(target)
     if op is None:
         op = _casts[target] = _Cast(target)
@@ -124,7 +129,7 @@ def reshape(x: Tensor, /, shape: int | Sequence[int], *, copy: bool | None = Non
     if any(n < 0 for n in wanted) or math.prod(wanted) != x.size:
         raise ShapeError(f"reshape() cannot make {tuple(wanted)} of {describe(x)}, which has {x.size} elements")
     if wanted == x.shape:
-        return x
+        return same(x)
     result: Tensor = _reshape(x, shape=wanted)
     return result
 
@@ -136,7 +141,7 @@ def permute_dims(x: Tensor, /, axes: Sequence[int]) -> Tensor:
     if sorted(order) != list(range(x.ndim)):
         raise ShapeError(f"permute_dims() needs each axis of {describe(x)} once, got {tuple(axes)}")
     if order == tuple(range(x.ndim)):
-        return x
+        return same(x)
     result: Tensor = _permute(x, axes=order)
     return result
 
@@ -231,7 +236,7 @@ def broadcast_to(x: Tensor, /, shape: Sequence[int]) -> Tensor:
     x = as_operand(x)
     wanted = tuple(int(n) for n in shape)
     if wanted == x.shape:
-        return x
+        return same(x)
     padded = (1,) * (len(wanted) - x.ndim) + x.shape
     if len(padded) != len(wanted) or any(a not in (1, b) for a, b in zip(padded, wanted, strict=True)):
         raise ShapeError(f"broadcast_to() cannot repeat {describe(x)} to {wanted}")

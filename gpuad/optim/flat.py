@@ -69,10 +69,8 @@ class Flat:
 
     def load(self, states: Sequence[Sequence[Tensor]], steps: list[int]) -> None:
         """Take over `states`, each a list with a tensor for each parameter, and the numbers of steps."""
-        new = []
-        for state in states:
-            x = astype(concat([reshape(part, -1) for part in state]), compute_dtype(self.dtype))
-            new.append(realize((x if x.device is self.device else x.to(self.device)).array))
+        flat = [concat([reshape(x, -1) for x in state]).to(compute_dtype(self.dtype)) for state in states]
+        new = [realize(x.to(self.device).array) for x in flat]
         self.arrays, self.steps = [self.arrays[0], *new], steps
 
     def gradient(self, gradients: Sequence[Tensor | None]) -> Tensor:
