@@ -96,6 +96,7 @@ class Array:
                 x.readers += 1
 
     def __del__(self) -> None:
+        self.data = None  # before the buffer goes, so that it can see whether anyone else looks at its memory
         for x in self.inputs:
             if type(x) is Array:
                 x.readers -= 1

@@ -63,6 +63,8 @@ class Buffer:
         if observers:
             for observer in observers:
                 observer.freed(self)
+        if not self.borrowed:
+            self.device.recycle(self.owner, self.nbytes)
 
     def lend(self, site: Site | None) -> None:
         """Let others write this memory from now on, which nothing pending or kept reads."""

@@ -3,157 +3,176 @@
     config.json         what the run was started with
     metrics.jsonl       one object a step
     model.safetensors   the weights, for use
-    state.safetensors   weights, optimizer and generator state: what a resumed run starts from
+    state.safetensors   weights, optimizer and generator: what a resumed run starts from
     loss.png            the losses, where matplotlib is installed
 
-Every file is written under another name and renamed, so that a kill at any moment leaves a complete one.  The state
-is one file, so that its parts always belong together.
+Metrics are appended; every other file is replaced whole, so that a kill at any moment leaves a complete one.  The
+state is one file, because its parts belong together, and config.json is written last: a folder with one holds a run.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from . import nn
 from .errors import DataError
+from .files import PARTIAL, replacing
+from .tensor import Tensor
 
-VERSION = 1
+if sys.platform != "win32":
+    import fcntl
 
-
-def replace_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, which holds either the old or the new contents at every moment."""
-    partial = path.with_name(f".{path.name}.part")
-    with open(partial, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def save_tensors(path: Path, tensors: dict[str, np.ndarray[Any, Any]], metadata: dict[str, str]) -> None:
-    """Write `tensors` to a safetensors file at `path`, which is complete at every moment."""
-    from safetensors.numpy import save_file  # here, so that importing gpuad does not wait for it
-
-    partial = path.with_name(f".{path.name}.part")
-    save_file({name: np.ascontiguousarray(data) for name, data in tensors.items()}, partial, metadata)
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def load_tensors(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file; a DataError where it cannot be read."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
+VERSION = 1  # of the files in the folder
+_KEYS = {"version", "gpuad", "engine", "settings", "data", "baselines"}
+Tensors = Mapping[str, Tensor]
 
 
 class Run:
-    """The folder of one training run."""
+    """The folder of one training run, which no other process changes while this object lives."""
 
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        self.folder, self.config = folder, config
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.config = folder, dict[str, Any]()
+        self._claim = _claimed(folder)
 
     @classmethod
-    def create(cls, folder: Path, config: dict[str, Any]) -> Run:
-        """A new run in `folder`, which must not hold one."""
-        if (folder / "config.json").exists():
-            raise DataError(f"{folder} holds a run already\n  continue it with --resume {folder}, or choose another --out")
+    def create(cls, folder: Path | None) -> Run:
+        """A run in `folder`, which must not hold one, or in a new one of its own; `begin` makes it complete."""
+        if folder is not None:
+            refuse_run_in(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
-            (folder / "metrics.jsonl").write_text("")
+            if folder is None:
+                folder = _new_folder()
+            else:
+                folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(f"{folder} cannot be written: {error.strerror}\n  choose another --out") from None
-        return cls(folder, config)
+            raise DataError(f"no run can be kept here: {error.filename}: {error.strerror}\n  choose another --out") from None
+        return cls(folder)
 
     @classmethod
     def open(cls, folder: Path) -> Run:
         """The run that `folder` holds."""
+        path = folder / "config.json"
         try:
-            config = json.loads((folder / "config.json").read_text())
-        except FileNotFoundError:
-            raise DataError(f"{folder} holds no run: it has no config.json\n  --resume takes the folder of an earlier run") from None
+            config = json.loads(path.read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            raise DataError(f"{folder} holds no run: there is no {path}\n  name the folder of an earlier run") from None
         except (OSError, ValueError) as error:
-            raise DataError(f"{folder / 'config.json'} cannot be read: {error}") from None
-        if not isinstance(config, dict) or config.get("version") != VERSION:
-            raise DataError(f"{folder / 'config.json'} is not the settings of a run of this version of gpuad")
-        return cls(folder, config)
+            raise DataError(f"{path} cannot be read: {error}") from None
+        if not isinstance(config, dict) or config.get("version") != VERSION or not config.keys() >= _KEYS:
+            raise DataError(f"{path} does not describe a run of this version of gpuad\n  start a new run")
+        run = cls(folder)
+        run.config = config
+        for litter in folder.glob(f".*{PARTIAL}"):  # of a kill
+            litter.unlink()
+        return run
+
+    def begin(self, config: dict[str, Any]) -> None:
+        """Write the rest of a run whose first state is saved."""
+        self.config = config
+        self._metrics.write_text("")
+        with replacing(self.folder / "config.json") as partial:
+            partial.write_text(json.dumps(config, indent=2) + "\n")
+
+    # --- metrics ----------------------------------------------------------------------------
+
+    @property
+    def _metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
 
     def log(self, entry: dict[str, Any]) -> None:
         """Append one object to the metrics."""
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(entry) + "\n")
+        with open(self._metrics, "a") as file:
+            file.write(json.dumps(entry, allow_nan=False) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The objects logged so far; a line that a kill cut short is left out."""
-        path = self.folder / "metrics.jsonl"
-        found = []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                break
-        return found
+        """The objects logged so far."""
+        return [json.loads(line) for line in self._metrics.read_text().splitlines()]
 
-    def forget_after(self, step: int) -> list[dict[str, Any]]:
-        """Drop the metrics of steps after `step`, which a resumed run takes again; what is left."""
-        kept = [entry for entry in self.metrics() if entry["step"] <= step]
-        replace_text(self.folder / "metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept))
-        return kept
+    def rewind(self, step: int) -> None:
+        """Drop the metrics after `step`, which a resumed run takes again, and a line that a kill cut short."""
+        try:
+            with open(self._metrics, "rb+") as file:
+                for expected in range(1, step + 1):
+                    if json.loads(file.readline())["step"] != expected:
+                        raise ValueError
+                file.truncate(file.tell())
+        except (OSError, ValueError, KeyError, TypeError):
+            raise DataError(
+                f"{self._metrics} does not hold the steps 1 to {step} that the run has taken\n"
+                "  restore it, or start a new run"
+            ) from None
 
-    def save(self, weights: dict[str, Any], state: dict[str, Any], progress: dict[str, Any]) -> None:
-        """Make `weights`, the rest of the state and `progress` (plain values) the last complete state."""
-        together = {f"model.{k}": v for k, v in weights.items()} | {f"optimizer.{k}": v for k, v in state.items()}
-        save_tensors(self.folder / "state.safetensors", together, {"progress": json.dumps(progress)})
-        save_tensors(self.folder / "model.safetensors", weights, {"format": "gpuad"})
+    # --- state ------------------------------------------------------------------------------
 
-    def load(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    def save(self, weights: Tensors, optimizer: Tensors, progress: dict[str, Any]) -> None:
+        """Make these tensors and plain values the last complete state; the metrics before it are on the disk first."""
+        if self._metrics.exists():
+            with open(self._metrics, "rb+") as file:
+                os.fsync(file.fileno())
+        state = {f"model.{k}": x for k, x in weights.items()} | {f"optimizer.{k}": x for k, x in optimizer.items()}
+        nn.save(self.folder / "state.safetensors", state, {"progress": json.dumps(progress)})
+        nn.save(self.folder / "model.safetensors", weights, {"step": str(progress["step"])})
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
         """The weights, the optimizer's state and the progress last saved."""
         path = self.folder / "state.safetensors"
-        if not path.exists():
-            raise DataError(f"{self.folder} was stopped before it saved anything\n  start again with another --out")
-        tensors, metadata = load_tensors(path)
-        part = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        return part("model."), part("optimizer."), json.loads(metadata["progress"])
+        try:
+            tensors, progress = nn.load(path), json.loads(nn.load_metadata(path)["progress"])
+        except (OSError, KeyError, ValueError) as error:
+            raise DataError(f"{path} is not the state of a run: {error}\n  start a new run") from None
+        weights, optimizer = (
+            {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+            for prefix in ("model.", "optimizer.")
+        )
+        return weights, optimizer, progress
 
 
-def plot_losses(run: Run) -> Path | None:
-    """Draw the run's losses into its folder; None where matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
+def refuse_run_in(folder: Path) -> None:
+    """A DataError if `folder` holds a run, or cannot."""
+    if (folder / "config.json").exists():
+        raise DataError(f"{folder} holds a run already\n  go on with it by --resume {folder}, or choose another --out")
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is not a folder\n  choose another --out")
+
+
+def _new_folder() -> Path:
+    for number in itertools.count(1):
+        folder = Path("runs", f"gpt-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError
+
+
+def _claimed(folder: Path) -> Any:
+    """What keeps other processes from changing the run in `folder`, as long as it lives."""
+    if sys.platform == "win32":
         return None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    claim = _Folder(folder)
+    try:
+        fcntl.flock(claim.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DataError(f"another process is training the run in {folder}\n  stop it first, or start a new run") from None
+    except OSError:
+        pass  # a file system without locks
+    return claim
 
-    metrics = run.metrics()
-    steps = np.array([m["step"] for m in metrics])
-    losses = np.array([m["loss"] for m in metrics])
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot(steps, losses, color="#9ecae1", linewidth=0.6, label="training, each step")
-    window = max(1, len(losses) // 50)
-    if window > 1:
-        smooth = np.convolve(losses, np.ones(window) / window, "valid")
-        axes.plot(steps[window - 1 :], smooth, color="#08519c", linewidth=1.5, label=f"training, mean of {window} steps")
-    held_out = [(m["step"], m["val_loss"]) for m in metrics if "val_loss" in m]
-    if held_out:
-        axes.plot(*zip(*held_out, strict=True), "o-", color="#e6550d", markersize=4, label="held out")
-    for name, value in run.config.get("baselines", {}).items():
-        axes.axhline(value, color="#636363", linestyle=":", linewidth=1)
-        axes.annotate(f"{name} {value:.2f}", (1, value), (-4, 3), ("axes fraction", "data"), "offset points", ha="right", fontsize=8)
-    axes.set(xlabel="step", ylabel="loss, nats per byte")
-    axes.legend(frameon=False)
-    partial = run.folder / ".loss.part.png"
-    figure.savefig(partial, dpi=150)
-    plt.close(figure)
-    os.replace(partial, run.folder / "loss.png")
-    return run.folder / "loss.png"
+
+class _Folder:
+    """An open folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.number = os.open(folder, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
+__all__ = ["Run", "refuse_run_in"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from ..fuse import host
 from ..fuse.kernel import Kernel
 from ..provenance import Site
 from .device import Device
+from .reuse import SMALLEST, Reuse
 
 
 class _Window:
@@ -35,10 +37,20 @@ class CPU(Device):
     name = "cpu"
     engine = "numpy"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.reuse = Reuse()
+
     def allocate(self, shape: Shape, dtype: DType, category: str = "temporary", site: Site | None = None) -> Array:
         """A computed Array of undefined contents."""
-        data = np.empty(shape, dtype)
-        return computed(data, Buffer(data, self, data.nbytes, category=category, site=site), shape, dtype, site)
+        nbytes = math.prod(shape) * dtype.itemsize
+        data, owner = self.reuse.take(shape, dtype, nbytes)
+        return computed(data, Buffer(owner, self, nbytes, category=category, site=site), shape, dtype, site)
+
+    def recycle(self, owner: Any, nbytes: int) -> None:
+        """Keep the memory of a buffer that is going, for another."""
+        if nbytes >= SMALLEST:
+            self.reuse.give(owner)
 
     def adopt(self, data: Any, *, borrowed: bool = False, site: Site | None = None) -> Array:
         """A computed Array over a NumPy array, which is not copied."""

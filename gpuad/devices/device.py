@@ -58,6 +58,9 @@ class Device(ABC):
     def synchronize(self) -> None:
         """Return when all that was asked of the device is done."""
 
+    def recycle(self, owner: Any, nbytes: int) -> None:  # noqa: B027  # most devices have nothing to do
+        """Keep the memory of a buffer that is going, for another."""
+
     def view(self, array: Array, data: Any, site: Site | None) -> Array:
         """An Array that looks at `data`, a view of the memory of the computed `array`."""
         assert array.buffer is not None

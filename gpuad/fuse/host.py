@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..array import ROW, SOURCE, TOTAL, Array
-from ..dtype import HALVES, DType, compute_dtype
+from ..dtype import DType, compute_dtype
 from .kernel import Kernel, row_shape, structure
 
-BLOCK = 16384  # elements of one block
+BLOCK = 65536  # elements of one block: fewer calls weigh more than a smaller cache
 CHUNK = 4096  # elements of one partial sum, and the most columns of a row that is summed at once
 GROUP = 16  # partial sums over rows that are added up one after the other
 PAIRS = 64  # groups that are added up at once, until one is left
@@ -29,6 +28,9 @@ THREADS = max(1, min(2, os.cpu_count() or 1))
 FULL, PER_ROW, PER_COLUMN, ONE, STRIDED = range(5)  # how a register meets the space
 REDUCE, POSITION, ADD_UP = 4, 5, 6  # kinds of steps besides functions of one, two and more registers
 Data = np.ndarray[Any, Any]
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 _programs: dict[tuple[Any, ...], Program] = {}  # cache, cleared when it outgrows MAX_PROGRAMS
 MAX_PROGRAMS = 8192
@@ -479,5 +481,7 @@ class Total:
 def _executor() -> ThreadPoolExecutor:
     global _pool  # made when first needed, so that importing starts no thread
     if _pool is None:
+        from concurrent.futures import ThreadPoolExecutor
+
         _pool = ThreadPoolExecutor(THREADS, thread_name_prefix="gpuad")
     return _pool

@@ -36,6 +36,8 @@ class GPTConfig:
     dropout: float = 0.0
     tied: bool = True  # the head's weight is the token embedding's
     positions: str = "learned"  # or "rotary"
+    rotary_base: float = 10000.0  # smaller for short lengths: every pair of features then turns noticeably
+    std: float = 0.02  # of the weights at the start
 
     def __post_init__(self) -> None:
         if self.positions not in ("learned", "rotary"):
@@ -70,13 +72,14 @@ class GPT(Module):
             self.head.weight = self.token.weight
 
     def _initialize(self, generator: Generator | None) -> None:
-        """As GPT-2: normal(0.02) weights, smaller by sqrt(2 layers) where a block adds to the stream, and no biases."""
-        small = 0.02 / math.sqrt(2 * self.config.layers)
+        """As GPT-2: normal weights, smaller by sqrt(2 layers) where a block adds to the stream, and no biases."""
+        std = self.config.std
+        small = std / math.sqrt(2 * self.config.layers)
         with no_grad():
             for name, p in self.named_parameters():
                 if p.ndim == 2:
-                    std = small if name.endswith(("out.weight", "down.weight")) else 0.02
-                    p.copy_(init.normal(p.shape, std=std, dtype=p.dtype, device=p.device, generator=generator))
+                    wide = small if name.endswith(("out.weight", "down.weight")) else std
+                    p.copy_(init.normal(p.shape, std=wide, dtype=p.dtype, device=p.device, generator=generator))
                 elif name.endswith("bias"):
                     p.copy_(init.zeros(p.shape, dtype=p.dtype, device=p.device))
 
@@ -110,9 +113,8 @@ class Block(Module):
     def __init__(self, config: GPTConfig, **place: Any) -> None:
         c, where = config, {"dtype": place["dtype"], "device": place["device"]}
         self.norm1 = LayerNorm(c.width, **where)
-        self.attention = MultiHeadAttention(
-            c.width, c.heads, causal=True, dropout=c.dropout, rotary=c.positions == "rotary", **place
-        )
+        rotary = {"rotary": c.positions == "rotary", "rotary_base": c.rotary_base}
+        self.attention = MultiHeadAttention(c.width, c.heads, causal=True, dropout=c.dropout, **rotary, **place)
         self.norm2 = LayerNorm(c.width, **where)
         self.up = Linear(c.width, 4 * c.width, **place)
         self.down = Linear(4 * c.width, c.width, **place)

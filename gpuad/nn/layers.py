@@ -148,7 +148,8 @@ class Dropout(Module):
 class MultiHeadAttention(Module):
     """Self-attention in `heads` heads, between a projection to queries, keys and values and one of the result.
 
-    `causal`: a position sees itself and those before it.  `rotary`: queries and keys are turned by their position.
+    `causal`: a position sees itself and those before it.  `rotary`: queries and keys are turned by their position;
+    see `rotary_embedding` for the base.
     """
 
     def __init__(
@@ -160,6 +161,7 @@ class MultiHeadAttention(Module):
         dropout: float = 0.0,
         bias: bool = True,
         rotary: bool = False,
+        rotary_base: float = 10000.0,
         dtype: Any = DEFAULT_FLOAT,
         device: Placement = None,
         generator: Generator | None = None,
@@ -171,7 +173,8 @@ class MultiHeadAttention(Module):
         make = functools.partial(Linear, bias=bias, dtype=dtype, device=device, generator=generator)
         self.qkv = make(width, 3 * width)
         self.out = make(width, width)
-        self.heads, self.causal, self.dropout, self.rotary, self.generator = heads, causal, dropout, rotary, generator
+        self.heads, self.causal, self.dropout, self.generator = heads, causal, dropout, generator
+        self.rotary, self.rotary_base = rotary, rotary_base
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[batch, length, width] to the same; `mask` is True where a query (rows) may see a key (columns)."""
@@ -181,7 +184,7 @@ class MultiHeadAttention(Module):
         split = reshape(self.qkv(x), (batch, length, 3, self.heads, width // self.heads))
         q, k, v = unstack(permute_dims(split, (2, 0, 3, 1, 4)))
         if self.rotary:
-            q, k = F.rotary_embedding(q), F.rotary_embedding(k)
+            q, k = (F.rotary_embedding(x, base=self.rotary_base) for x in (q, k))
         y = F.scaled_dot_product_attention(
             q,
             k,

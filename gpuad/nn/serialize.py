@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy as np
 from ..convert import as_operand, asarray
 from ..devices import Device
 from ..errors import DataError
+from ..files import replacing
 from ..tensor import Tensor
 
 
@@ -29,15 +29,8 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Any], metadata: Map
     if notes and any(type(v) is not str for entry in notes.items() for v in entry):
         raise DataError("the metadata of a safetensors file is text; use json.dumps() for other values")
     arrays = {str(name): np.asarray(as_operand(x).detach().numpy(), order="C") for name, x in tensors.items()}
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
-    try:
-        save_file(arrays, temporary, notes)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())  # or a crash of the machine could leave the new name with nothing in it
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        save_file(arrays, partial, notes)
 
 
 def load(path: str | os.PathLike[str], *, device: str | Device | None = None) -> dict[str, Tensor]:

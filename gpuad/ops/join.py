@@ -9,8 +9,11 @@ from ..array import Shape, describe
 from ..convert import as_operand
 from ..dtype import DType, result_dtype
 from ..errors import ShapeError
-from ..op import Inferred, Joining
+from ..fuse.plan import realize
+from ..op import Inferred, Joining, Op
+from ..provenance import Site
 from ..tensor import Tensor
+from .create import zeros
 from .shape import astype, expand_dims, normalize_axis, reshape, window
 
 
@@ -74,11 +77,46 @@ def stack(arrays: Sequence[Any], /, *, axis: int = 0) -> Tensor:
     return result
 
 
+class _Unstack(Op):
+    """The `n` slices of x along an axis: views, whose cotangents are stacked into one."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(
+            "unstack",
+            ("x",),
+            outputs=tuple(f"y{k}" for k in range(n)) if n > 1 else ("y",),
+            vjp=(lambda g, like, axis: _restack(g if n > 1 else [g], *like[0], axis),),
+            jvp=(lambda t, axis: list(unstack(t, axis=axis)) if n > 1 else unstack(t, axis=axis)[0],),
+            params=("axis",),
+        )
+
+    def evaluate(self, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Any:
+        x, axis = realize(arrays[0]), params["axis"]
+        places = [(slice(None),) * axis + (k,) for k in range(x.shape[axis])]
+        views = tuple([x.device.view(x, x.data[place + (...,)], site) for place in places])
+        return views if len(views) > 1 else views[0]
+
+
+def _restack(parts: list[Any], shape: Shape, dtype: DType, axis: int) -> Tensor:
+    rest = (*shape[:axis], *shape[axis + 1 :])
+    device = next(g.device for g in parts if g is not None)
+    return stack([zeros(rest, dtype=dtype, device=device) if g is None else g for g in parts], axis=axis)
+
+
+_unstacks: dict[int, _Unstack] = {}  # one op for each number of slices
+
+
 def unstack(x: Tensor, /, *, axis: int = 0) -> tuple[Tensor, ...]:
     """The slices of `x` along `axis`, without that axis."""
     x = as_operand(x)
     k = normalize_axis(axis, x, "unstack")
-    return tuple(window(x, key=(slice(None),) * k + (i, ...)) for i in range(x.shape[k]))
+    n = x.shape[k]
+    if n == 0:
+        return ()
+    if n not in _unstacks:
+        _unstacks[n] = _Unstack(n)
+    result = _unstacks[n](x, axis=k)
+    return result if isinstance(result, tuple) else (result,)
 
 
 __all__ = ["concat", "stack", "unstack"]

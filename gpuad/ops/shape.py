@@ -137,10 +137,12 @@ def reshape(x: Tensor, /, shape: int | Sequence[int], *, copy: bool | None = Non
 def permute_dims(x: Tensor, /, axes: Sequence[int]) -> Tensor:
     """`x` with its axes in the order `axes`."""
     x = as_operand(x)
-    order = tuple(normalize_axis(k, x, "permute_dims") for k in axes)
-    if sorted(order) != list(range(x.ndim)):
+    n = len(x.shape)
+    order = tuple([k % n if -n <= k < n else normalize_axis(k, x, "permute_dims") for k in axes])
+    identity = list(range(n))
+    if sorted(order) != identity:
         raise ShapeError(f"permute_dims() needs each axis of {describe(x)} once, got {tuple(axes)}")
-    if order == tuple(range(x.ndim)):
+    if list(order) == identity:
         return same(x)
     result: Tensor = _permute(x, axes=order)
     return result

@@ -1,0 +1,30 @@
+"""Files that are whole at every moment: written under another name, then renamed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PARTIAL = ".part"  # how the names of files end that are being written
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A name beside `path` to write to; the file takes the place of `path` when the block ends without an error.
+
+    Whoever reads `path` finds the old file or the new one, also after a kill or a crash of the machine.
+    """
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.{os.urandom(4).hex()}{PARTIAL}")
+    try:
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())  # or a crash of the machine could leave the new name with nothing in it
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+__all__ = ["PARTIAL", "replacing"]
