@@ -12,7 +12,10 @@ from gpuad.op import Elementwise
 
 FAMILIES = [ops.elementwise, ops.compare, ops.activations]
 UNARY = {
-    op.name: op for family in FAMILIES for op in vars(family).values() if isinstance(op, Elementwise) and len(op.inputs) == 1
+    op.name: op
+    for family in FAMILIES
+    for op in vars(family).values()
+    if isinstance(op, Elementwise) and len(op.inputs) == 1
 }
 
 

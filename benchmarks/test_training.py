@@ -16,7 +16,11 @@ def test_mlp(rounds, benchmark, library):
     x, t = rng.standard_normal((128, 784), np.float32), rng.integers(0, 10, 128)
     if library == "gpuad":
         model = gpuad.nn.Sequential(
-            gpuad.nn.Linear(784, 256), gpuad.nn.ReLU(), gpuad.nn.Linear(256, 128), gpuad.nn.ReLU(), gpuad.nn.Linear(128, 10)
+            gpuad.nn.Linear(784, 256),
+            gpuad.nn.ReLU(),
+            gpuad.nn.Linear(256, 128),
+            gpuad.nn.ReLU(),
+            gpuad.nn.Linear(128, 10),
         )
         optimizer = gpuad.optim.Adam(model.parameters(), 1e-3)
         x, t, loss_of = gpuad.asarray(x), gpuad.asarray(t), F.cross_entropy

@@ -1,22 +1,46 @@
-"""gpuad: automatic differentiation for people who compute with CuPy and NumPy."""
+"""gpuad: automatic differentiation for people who compute with CuPy and NumPy.
 
-from .convert import asarray, from_dlpack
-from .devices import Device, default_device, device, use_device
-from .dtype import (
-    bfloat16,
-    float16,
-    float32,
-    float64,
-    int8,
-    int16,
-    int32,
-    int64,
-    uint8,
-    uint16,
-    uint32,
-    uint64,
-)
+The namespace follows the Python array API standard; `grad`, `vjp`, `jvp` are those of JAX, `.backward()`, `nn` and
+`optim` those of PyTorch.
+"""
+
+from math import e as e
+from math import inf as inf
+from math import nan as nan
+from math import pi as pi
+
+from . import data as data
+from . import models as models
+from . import nn as nn
+from . import optim as optim
+from . import random as random
+from . import tree as tree
+from .convert import asarray as asarray
+from .convert import from_dlpack as from_dlpack
+from .debug import eager as eager
+from .debug import explain as explain
+from .devices import Device as Device
+from .devices import default_device as default_device
+from .devices import device as device
+from .devices import use_device as use_device
+from .dtype import bfloat16 as bfloat16
 from .dtype import bool_ as bool
+from .dtype import can_cast as can_cast
+from .dtype import finfo as finfo
+from .dtype import float16 as float16
+from .dtype import float32 as float32
+from .dtype import float64 as float64
+from .dtype import iinfo as iinfo
+from .dtype import int8 as int8
+from .dtype import int16 as int16
+from .dtype import int32 as int32
+from .dtype import int64 as int64
+from .dtype import isdtype as isdtype
+from .dtype import result_type as result_type
+from .dtype import uint8 as uint8
+from .dtype import uint16 as uint16
+from .dtype import uint32 as uint32
+from .dtype import uint64 as uint64
 from .errors import *
 from .ops.activations import *
 from .ops.compare import *
@@ -31,15 +55,16 @@ from .ops.linalg import *
 from .ops.reduce import *
 from .ops.shape import *
 from .ops.sort import *
-from . import data, models, nn, optim, random, tree
-from .debug import explain
-from .remat import checkpoint
-from .tape import backward as _backward
-from .operators import operators as _operators
-from .tensor import Tensor
-from .trace import no_grad
-from .transforms import grad, jvp, stop_gradient, value_and_grad, vjp
+from .remat import checkpoint as checkpoint
+from .tape import backward as _backward  # noqa: F401  # enters Tensor.backward
+from .tensor import Tensor as Tensor
+from .trace import no_grad as no_grad
+from .transforms import grad as grad
+from .transforms import jvp as jvp
+from .transforms import stop_gradient as stop_gradient
+from .transforms import value_and_grad as value_and_grad
+from .transforms import vjp as vjp
 
-_operators.backward = _backward
+newaxis = None
 __array_api_version__ = "2024.12"
 __version__ = "0.1.0.dev0"

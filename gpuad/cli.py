@@ -4,122 +4,107 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.metadata
 import os
-import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from . import __version__
-from .errors import GpuadError
+from .errors import DataError, GpuadError
+from .settings import Settings, flag
 
-OPTIONS = {  # of Settings: metavar and help
-    "data": ("PATH", "text files or folders to learn from (default: the Python standard library's sources)"),
-    "device": ("NAME", "auto, cpu, cuda or cuda:<index>"),
-    "layers": ("N", "transformer blocks"),
-    "heads": ("N", "attention heads"),
-    "width": ("N", "features of a position"),
-    "length": ("N", "bytes of context"),
-    "steps": ("N", "steps to take"),
-    "batch": ("N", "sequences in a step"),
-    "learning_rate": ("X", "peak learning rate"),
-    "final_learning_rate": ("X", "learning rate at the end"),
-    "warmup": ("N", "steps of linear warm-up"),
-    "weight_decay": ("X", "decay of the matrices"),
-    "max_grad_norm": ("X", "norm the gradient is clipped to"),
-    "dropout": ("P", "chance of dropping a value"),
-    "seed": ("N", "seed of the weights, the order of the text and dropout"),
-    "checkpointing": ("", "keep only the input of each block, and compute the rest again"),
-    "evaluate_every": ("N", "steps between held-out losses"),
-    "save_every": ("N", "steps between saved states"),
-}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code.  An error is one clear message on stderr and exit code 2."""
-    arguments = _parser().parse_args(argv)
-    try:
-        if arguments.command == "info":
-            return info()
-        return _train(arguments)
-    except GpuadError as error:
-        print(f"gpuad {arguments.command}: {error}", file=sys.stderr)
-        return 2
+OFFERED = [f for f in dataclasses.fields(Settings) if f.metadata]
 
 
 def entry() -> int:
-    """The `gpuad` command: `main`, in a process whose OpenBLAS threads do not spin between products.
+    """The `gpuad` command: `main`, in a process whose OpenBLAS threads do not spin while they wait.
 
-    OpenBLAS reads its settings when NumPy is loaded, so the process starts over once with the variable set.
+    OpenBLAS reads its settings when NumPy is loaded, so the process starts over, once, with the variable set.
     """
-    if sys.argv[1:2] == ["train"] and "OPENBLAS_THREAD_TIMEOUT" not in os.environ and os.name == "posix":
+    if sys.argv[1:2] == ["train"] and os.name == "posix" and "OPENBLAS_THREAD_TIMEOUT" not in os.environ:
         os.environ["OPENBLAS_THREAD_TIMEOUT"] = "4"
-        os.execv(sys.executable, [sys.executable, "-m", "gpuad", *sys.argv[1:]])
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     return main()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code.  An error is one message on stderr and the exit code 2."""
+    arguments = _parser().parse_args(argv)
+    try:
+        if arguments.command == "train":
+            return _train(arguments)
+        from .info import info
+
+        print(info())
+        return 0
+    except GpuadError as error:
+        message = str(error)
+    except OSError as error:  # a full disk, say
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except KeyboardInterrupt:
+        print("gpuad: interrupted", file=sys.stderr)
+        return 130
+    print(f"gpuad {arguments.command}: {message}", file=sys.stderr)
+    return 2
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("gpuad", description="Automatic differentiation for CuPy and NumPy.")
     parser.add_argument("--version", action="version", version=f"gpuad {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("train", help="train a byte-level GPT on text", formatter_class=argparse.RawTextHelpFormatter)
-    from .train import Settings
-
-    for field in dataclasses.fields(Settings):
-        metavar, text = OPTIONS[field.name]
-        flag = "--" + field.name.replace("_", "-")
-        if field.type == "bool":
-            train.add_argument(flag, action="store_true", default=None, help=text)
-        elif field.name == "data":
-            train.add_argument(flag, nargs="+", metavar=metavar, help=text)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="train | info")
+    train = commands.add_parser(
+        "train",
+        help="train a byte-level GPT on text",
+        description="Train a byte-level GPT: on the sources of Python's standard library, or on text of yours. "
+        "Ctrl-C saves and stops; --resume goes on to the same losses.",
+    )
+    for f in OFFERED:
+        options: dict[str, Any] = {"help": f.metadata["help"], "metavar": f.metadata["metavar"]}
+        if type(f.default) is bool:
+            options = {"help": options["help"], "action": "store_true", "default": None}
+        elif type(f.default) is tuple:
+            options["nargs"] = "+"
         else:
-            kind = {"int": int, "float": float, "str": str}[str(field.type)]
-            train.add_argument(flag, type=kind, metavar=metavar, help=f"{text} (default {field.default})")
-    train.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default runs/gpt-<n>)")
+            options |= {"type": type(f.default), "help": f"{options['help']} (default {f.default})"}
+        train.add_argument(flag(f.name), **options)
+    train.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default runs/gpt-<number>)")
     train.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
-    train.add_argument("--sample", type=int, default=400, metavar="N", help="bytes to write at the end (default 400)")
-    commands.add_parser("info", help="versions, devices and engines")
+    train.add_argument(
+        "--sample", type=int, metavar="N", default=400, help="bytes of its own it writes at the end (default 400)"
+    )
+    commands.add_parser(
+        "info", help="show versions, devices and engines", description="Show versions, devices, engines."
+    )
     return parser
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from .errors import DataError
-    from .train import Settings, settings_of, train
+    from .runs import Run
+    from .train import resume, start
 
-    given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Settings)}
-    given = {name: value for name, value in given.items() if value is not None}
+    if arguments.sample < 0:
+        raise DataError(f"--sample must be at least 0, got {arguments.sample}")
+    given = {f.name: getattr(arguments, f.name) for f in OFFERED if getattr(arguments, f.name) is not None}
     if "data" in given:
-        given["data"] = tuple(os.path.abspath(path) for path in given["data"])
+        given["data"] = tuple(os.path.abspath(path) for path in given["data"])  # --resume may run from anywhere
     if arguments.resume is None:
-        return train(Settings(**given), out=arguments.out, sample=arguments.sample)
-    settings = settings_of(arguments.resume)
+        return start(Settings(**given), arguments.out, arguments.sample)
     if arguments.out is not None:
-        raise DataError("--resume goes on in the run's own folder; leave --out out")
+        raise DataError("--resume goes on in the folder of the run; leave --out out")
+    with Run.open(arguments.resume) as run:
+        _check_match(given, Settings.of(run.config["settings"]), arguments.resume)
+        return resume(run, arguments.sample)
+
+
+def _check_match(given: dict[str, Any], settings: Settings, folder: Path) -> None:
     for name, value in given.items():
-        if getattr(settings, name) != value:
+        if value != (expected := getattr(settings, name)):
+            asked, had = (" ".join(x) or "the default" if isinstance(x, tuple) else x for x in (value, expected))
             raise DataError(
-                f"--{name.replace('_', '-')} {value} does not match the run in {arguments.resume}, which has"
-                f" {getattr(settings, name)}\n  leave it out, or start a new run"
+                f"{flag(name)} {asked} does not match the run in {folder}, which has {had}\n"
+                "  leave it out, or start a new run"
             )
-    return train(settings, resume=arguments.resume, sample=arguments.sample)
 
 
-def info() -> int:
-    """Print versions, devices and engines."""
-    from .devices import default_device, missing_cuda
-
-    print(f"gpuad      {__version__}")
-    print(f"Python     {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores")
-    for name in ("numpy", "ml_dtypes", "safetensors", "tqdm", "matplotlib", "cupy-cuda12x", "cupy-cuda13x"):
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            version = "not installed"
-        print(f"{name:<12} {version}" if len(name) > 10 else f"{name:<10} {version}")
-    device = default_device()
-    print(f"default    {device.name}")
-    print("cpu        engine numpy: fused kernels in cache-sized blocks")
-    print("meta       shapes only")
-    print(f"cuda       {missing_cuda().splitlines()[0]}")
-    return 0
+__all__ = ["entry", "main"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
 
@@ -14,6 +16,7 @@ from .devices.meta import Meta, hollow
 from .dtype import DType
 from .fuse.emit import emit, indented
 from .fuse.kernel import Kernel
+from .fuse.plan import eager as evaluating_eagerly
 from .fuse.plan import realize
 from .provenance import Site
 from .provenance import describe as describe_site
@@ -41,6 +44,16 @@ def explain(x: Tensor, /) -> str:
     for number, step in enumerate(device.steps, 1):
         lines += ["", f"{number}. {step[0]}", *indented(step[1:])]
     return "\n".join(lines)
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Compute every operation inside at once, one kernel each: for debugging, where a line should fail by itself."""
+    token = evaluating_eagerly.set(True)
+    try:
+        yield
+    finally:
+        evaluating_eagerly.reset(token)
 
 
 class _DryRun(Meta):

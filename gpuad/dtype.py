@@ -7,7 +7,7 @@ they meet, and a float that meets integers makes float32, so that float64 never 
 from __future__ import annotations
 
 import functools
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -114,3 +114,59 @@ def result_dtype(operands: tuple[DType | type, ...]) -> DType:
 def compute_dtype(dtype: DType) -> DType:
     """The dtype arithmetic is done in: float32 for half types, else the dtype itself."""
     return float32 if dtype in HALVES else dtype
+
+
+# --- the array API's functions on dtypes ----------------------------------------------------------
+
+_KINDS = {
+    "bool": frozenset({bool_}),
+    "signed integer": frozenset({int8, int16, int32, int64}),
+    "unsigned integer": frozenset({uint8, uint16, uint32, uint64}),
+    "integral": INTEGERS,
+    "real floating": FLOATS,
+    "complex floating": frozenset[DType](),
+    "numeric": INTEGERS | FLOATS,
+}
+
+
+def _dtype_of(x: Any) -> DType | type:
+    """The dtype of a tensor, array or dtype; the type of a Python scalar."""
+    if type(x) in WEAK:
+        return type(x)
+    return as_dtype(x.dtype if hasattr(x, "dtype") else x)
+
+
+def result_type(*arrays_and_dtypes: Any) -> DType:
+    """The dtype of an operation on these tensors, dtypes and Python scalars."""
+    return result_dtype(tuple(_dtype_of(x) for x in arrays_and_dtypes))
+
+
+def can_cast(from_: Any, to: Any, /) -> bool:
+    """Whether every operation that promotes would turn `from_`, a tensor or dtype, into `to`."""
+    source, target = _dtype_of(from_), as_dtype(to)
+    return result_dtype((source, target)) == target
+
+
+def isdtype(dtype: Any, kind: Any) -> bool:
+    """Whether `dtype` is of `kind`: a dtype, a name such as "real floating", or a tuple of them."""
+    if isinstance(kind, tuple):
+        return any(isdtype(dtype, k) for k in kind)
+    if isinstance(kind, str) and kind in _KINDS:
+        return as_dtype(dtype) in _KINDS[kind]
+    return as_dtype(dtype) == as_dtype(kind)
+
+
+def finfo(type: Any, /) -> Any:
+    """The limits of a floating-point dtype: bits, eps, max, min, smallest_normal, dtype."""
+    dtype = _dtype_of(type)
+    if dtype not in FLOATS:
+        raise DTypeError(f"finfo() needs a floating-point dtype, got {dtype}; use iinfo() for integers")
+    return ml_dtypes.finfo(dtype)
+
+
+def iinfo(type: Any, /) -> Any:
+    """The limits of an integer dtype: bits, max, min, dtype."""
+    dtype = _dtype_of(type)
+    if dtype not in INTEGERS:
+        raise DTypeError(f"iinfo() needs an integer dtype, got {dtype}; use finfo() for floats")
+    return ml_dtypes.iinfo(dtype)

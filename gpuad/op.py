@@ -236,7 +236,9 @@ class Elementwise(Op):
         if whole:
             _check_range(self.name, arrays, found[0])
         depth += 1
-        if depth % SURVEY_EVERY == 0 and cut([a for a in arrays if type(a) is Array], depth, found[1].itemsize * _size(shape)):
+        if depth % SURVEY_EVERY == 0 and cut(
+            [a for a in arrays if type(a) is Array], depth, found[1].itemsize * _size(shape)
+        ):
             depth = 1
         y = Array(shape, found[1], device, self, tuple(arrays), (), depth, site)
         if borrowed or eager.get():
@@ -282,9 +284,11 @@ def broadcast_shape(name: str, arrays: Sequence[Any]) -> Shape:
 def _check_range(name: str, arrays: Sequence[Any], dtypes: tuple[DType, ...]) -> None:
     for a, dtype in zip(arrays, dtypes, strict=True):
         if type(a) is int and dtype.kind in "iu":
-            info = np.iinfo(dtype)
+            info = np.iinfo(dtype.type)  # type: ignore[type-var]  # an integer dtype, as its kind says
             if not info.min <= a <= info.max:
-                raise DTypeError(f"{name}() got {a}, which {dtype} cannot hold ({info.min} to {info.max}); cast the tensor first")
+                raise DTypeError(
+                    f"{name}() got {a}, which {dtype} cannot hold ({info.min} to {info.max}); cast the tensor first"
+                )
 
 
 def _two_devices(name: str, arrays: Sequence[Any]) -> None:
@@ -316,7 +320,9 @@ class Source(Op):
 class Reduction(Op):
     """A reduction by `ufunc`, pending: `over` is "row" (the last axis, kept), "column" (all others) or "all"."""
 
-    def __init__(self, name: str, over: str, ufunc: np.ufunc, *, cuda: str, vjp: Rule, jvp: Rule, cost: float = 1.0) -> None:
+    def __init__(
+        self, name: str, over: str, ufunc: np.ufunc, *, cuda: str, vjp: Rule, jvp: Rule, cost: float = 1.0
+    ) -> None:
         super().__init__(name, ("x",), vjp=(vjp,), jvp=(jvp,))
         self.over, self.numpy, self.cuda, self.cost = over, ufunc, cuda, cost
         self.fusion = ROW if over == "row" else TOTAL
@@ -405,7 +411,13 @@ class Joining(Opaque):
     """
 
     def __init__(
-        self, name: str, *, infer: Callable[..., Any], forward: Callable[..., Any], split: Callable[..., list[Any]], doc: str = ""
+        self,
+        name: str,
+        *,
+        infer: Callable[..., Any],
+        forward: Callable[..., Any],
+        split: Callable[..., list[Any]],
+        doc: str = "",
     ) -> None:
         _, *params = inspect.signature(infer).parameters
         super().__init__(name, (), infer=infer, forward=forward, params=params, doc=doc)
@@ -424,7 +436,9 @@ class Joining(Opaque):
             return None
         values = frame[: len(tangents)]
         params = dict(zip(self.params, frame[len(tangents) + 2 :], strict=True))
-        return self(*[structural["zeros_like"](v) if t is None else t for v, t in zip(values, tangents, strict=True)], **params)
+        return self(
+            *[structural["zeros_like"](v) if t is None else t for v, t in zip(values, tangents, strict=True)], **params
+        )
 
 
 class Anchor(Opaque):

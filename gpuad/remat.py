@@ -193,7 +193,9 @@ class Record:
                 "  likely a branch on something that changed in between; a checkpointed function must do the same both times"
             )
         if self.constants[k] != constants:
-            self._differs(k, "a constant it uses changed between the forward and the backward pass; pass it as an argument")
+            self._differs(
+                k, "a constant it uses changed between the forward and the backward pass; pass it as an argument"
+            )
 
     def watch(self, region: Region, step: int, op: Any, y: Tensor) -> None:
         """Take, or compare, the fingerprint of `y` when it is written to memory."""
@@ -324,23 +326,20 @@ class Checkpointed(Op):
         if region.step != len(self.record.ops):
             name, site = self.record.ops[region.step]
             raise RecomputeError(
-                f"{self.record.name}() stopped early when it ran again: the first run went on with {name}() at {describe_site(site)}"
+                f"{self.record.name}() stopped early when it ran again: the first run went on with {name}() at"
+                f" {describe_site(site)}"
             )
         return [y.data for y in tree.leaves(out) if isinstance(y, Tensor) and y.trace is region]
 
     def pull(self, g: Any, frame: list[Any], traced: Sequence[bool]) -> list[Any]:
         trace = ReverseTrace()
-        inputs = [
-            Tensor(x, trace, (Leaf(None, None), 0)) if t else x for x, t in zip(frame, traced, strict=False)
-        ]
+        inputs = [Tensor(x, trace, (Leaf(None, None), 0)) if t else x for x, t in zip(frame, traced, strict=False)]
         try:
             outputs = self.again(inputs)
         finally:
             trace.open = False
         cotangents = g if len(self.outputs) > 1 else [g]
-        seeds = [
-            (y.link, ct) for y, ct in zip(outputs, cotangents, strict=True) if ct is not None and y.trace is trace
-        ]
+        seeds = [(y.link, ct) for y, ct in zip(outputs, cotangents, strict=True) if ct is not None and y.trace is trace]
         del outputs
         found = sweep(seeds)
         return [found.get(x.link[0]) if t else None for x, t in zip(inputs, traced, strict=True)]

@@ -17,9 +17,9 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from . import nn
 from .errors import DataError
@@ -35,11 +35,10 @@ Tensors = Mapping[str, Tensor]
 
 
 class Run:
-    """The folder of one training run, which no other process changes while this object lives."""
+    """The folder of one training run.  Until it is closed, no other process can open it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.config = folder, dict[str, Any]()
-        self._claim = _claimed(folder)
+    def __init__(self, folder: Path, config: dict[str, Any], metrics: BinaryIO) -> None:
+        self.folder, self.config, self._metrics = folder, config, metrics
 
     @classmethod
     def create(cls, folder: Path | None) -> Run:
@@ -47,13 +46,10 @@ class Run:
         if folder is not None:
             refuse_run_in(folder)
         try:
-            if folder is None:
-                folder = _new_folder()
-            else:
-                folder.mkdir(parents=True, exist_ok=True)
+            folder = _made(folder)
+            return cls(folder, {}, _claimed((folder / "metrics.jsonl").open("wb"), folder))
         except OSError as error:
-            raise DataError(f"no run can be kept here: {error.filename}: {error.strerror}\n  choose another --out") from None
-        return cls(folder)
+            raise DataError(f"{error.filename} cannot be written: {error.strerror}\n  choose another --out") from None
 
     @classmethod
     def open(cls, folder: Path) -> Run:
@@ -61,61 +57,65 @@ class Run:
         path = folder / "config.json"
         try:
             config = json.loads(path.read_text())
-        except (FileNotFoundError, NotADirectoryError):
-            raise DataError(f"{folder} holds no run: there is no {path}\n  name the folder of an earlier run") from None
+            metrics = (folder / "metrics.jsonl").open("rb+")
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise DataError(f"{folder} holds no run: there is no {error.filename}") from None
         except (OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read: {error}") from None
+            raise DataError(f"the run in {folder} cannot be read: {error}") from None
+        run = cls(folder, config, _claimed(metrics, folder))
         if not isinstance(config, dict) or config.get("version") != VERSION or not config.keys() >= _KEYS:
+            run.close()
             raise DataError(f"{path} does not describe a run of this version of gpuad\n  start a new run")
-        run = cls(folder)
-        run.config = config
         for litter in folder.glob(f".*{PARTIAL}"):  # of a kill
             litter.unlink()
         return run
 
     def begin(self, config: dict[str, Any]) -> None:
-        """Write the rest of a run whose first state is saved."""
+        """Write the settings of a run whose first state is saved: from here on it can be resumed."""
         self.config = config
-        self._metrics.write_text("")
         with replacing(self.folder / "config.json") as partial:
             partial.write_text(json.dumps(config, indent=2) + "\n")
 
-    # --- metrics ----------------------------------------------------------------------------
+    def close(self) -> None:
+        """Let other processes open the run."""
+        self._metrics.close()
 
-    @property
-    def _metrics(self) -> Path:
-        return self.folder / "metrics.jsonl"
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- metrics ----------------------------------------------------------------------------
 
     def log(self, entry: dict[str, Any]) -> None:
         """Append one object to the metrics."""
-        with open(self._metrics, "a") as file:
-            file.write(json.dumps(entry, allow_nan=False) + "\n")
+        self._metrics.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
+        self._metrics.flush()
 
     def metrics(self) -> list[dict[str, Any]]:
         """The objects logged so far."""
-        return [json.loads(line) for line in self._metrics.read_text().splitlines()]
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
 
     def rewind(self, step: int) -> None:
         """Drop the metrics after `step`, which a resumed run takes again, and a line that a kill cut short."""
+        self._metrics.seek(0)
         try:
-            with open(self._metrics, "rb+") as file:
-                for expected in range(1, step + 1):
-                    if json.loads(file.readline())["step"] != expected:
-                        raise ValueError
-                file.truncate(file.tell())
-        except (OSError, ValueError, KeyError, TypeError):
+            for expected in range(1, step + 1):
+                if json.loads(self._metrics.readline())["step"] != expected:
+                    raise ValueError
+        except (ValueError, KeyError, TypeError):
             raise DataError(
-                f"{self._metrics} does not hold the steps 1 to {step} that the run has taken\n"
+                f"{self._metrics.name} does not hold the steps 1 to {step} that the run has taken\n"
                 "  restore it, or start a new run"
             ) from None
+        self._metrics.truncate(self._metrics.tell())
 
     # --- state ------------------------------------------------------------------------------
 
     def save(self, weights: Tensors, optimizer: Tensors, progress: dict[str, Any]) -> None:
-        """Make these tensors and plain values the last complete state; the metrics before it are on the disk first."""
-        if self._metrics.exists():
-            with open(self._metrics, "rb+") as file:
-                os.fsync(file.fileno())
+        """Make these tensors and plain values the last complete state."""
+        os.fsync(self._metrics.fileno())  # the metrics reach as far as the state, also after a crash of the machine
         state = {f"model.{k}": x for k, x in weights.items()} | {f"optimizer.{k}": x for k, x in optimizer.items()}
         nn.save(self.folder / "state.safetensors", state, {"progress": json.dumps(progress)})
         nn.save(self.folder / "model.safetensors", weights, {"step": str(progress["step"])})
@@ -135,44 +135,35 @@ class Run:
 
 
 def refuse_run_in(folder: Path) -> None:
-    """A DataError if `folder` holds a run, or cannot."""
+    """A DataError if `folder` holds a run."""
     if (folder / "config.json").exists():
         raise DataError(f"{folder} holds a run already\n  go on with it by --resume {folder}, or choose another --out")
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder} is not a folder\n  choose another --out")
 
 
-def _new_folder() -> Path:
+def _made(folder: Path | None) -> Path:
+    """`folder`, or a new one with the next number."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
     for number in itertools.count(1):
-        folder = Path("runs", f"gpt-{number}")
         with contextlib.suppress(FileExistsError):
+            folder = Path("runs", f"gpt-{number}")
             folder.mkdir(parents=True)
             return folder
-    raise AssertionError
+    raise AssertionError  # there is always a next number
 
 
-def _claimed(folder: Path) -> Any:
-    """What keeps other processes from changing the run in `folder`, as long as it lives."""
-    if sys.platform == "win32":
-        return None
-    claim = _Folder(folder)
-    try:
-        fcntl.flock(claim.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise DataError(f"another process is training the run in {folder}\n  stop it first, or start a new run") from None
-    except OSError:
-        pass  # a file system without locks
-    return claim
-
-
-class _Folder:
-    """An open folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.number = os.open(folder, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        os.close(self.number)
+def _claimed(metrics: BinaryIO, folder: Path) -> BinaryIO:
+    """`metrics`, locked until it is closed."""
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            metrics.close()
+            raise DataError(f"another process is training the run in {folder}\n  stop it first") from None
+        except OSError:
+            pass  # a file system without locks
+    return metrics
 
 
 __all__ = ["Run", "refuse_run_in"]

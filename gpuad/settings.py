@@ -18,7 +18,9 @@ def _option(default: Any, metavar: str, text: str) -> Any:
 class Settings:
     """The text, the model and how it is trained.  The defaults take about three minutes on two cores."""
 
-    data: tuple[str, ...] = _option((), "PATH", "text files or folders to learn from; Python's standard library if none")
+    data: tuple[str, ...] = _option(
+        (), "PATH", "text files or folders to learn from; Python's standard library if none"
+    )
     device: str = _option("auto", "NAME", "auto, cpu, cuda or cuda:<index>; auto takes a GPU where there is one")
     layers: int = _option(4, "N", "blocks of the model")
     heads: int = _option(4, "N", "attention heads of a block")
@@ -44,7 +46,9 @@ class Settings:
     def of(cls, found: Mapping[str, Any]) -> Settings:
         """The settings that `dataclasses.asdict` made `found` of, perhaps by way of JSON."""
         fields = dataclasses.fields(cls)
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in found.items()
+        }
         if set(values) != {f.name for f in fields}:
             raise DataError(f"these are not the settings of this version of gpuad: {', '.join(found)}")
         for f in fields:

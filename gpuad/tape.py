@@ -11,6 +11,7 @@ from .convert import asarray
 from .errors import FreedTapeError, GradientError, ShapeError
 from .fuse.plan import realize_all
 from .node import Borrowed, Leaf, Link, Node, bottom
+from .operators import operators
 from .ops.copying import copy
 from .ops.create import ones_like
 from .provenance import blamed, here
@@ -19,7 +20,11 @@ from .tensor import Tensor
 
 
 def sweep(
-    seeds: Iterable[tuple[Link, Tensor]], *, attached: bool = False, retain: bool = False, targets: set[Leaf] | None = None
+    seeds: Iterable[tuple[Link, Tensor]],
+    *,
+    attached: bool = False,
+    retain: bool = False,
+    targets: set[Leaf] | None = None,
 ) -> dict[Leaf, Tensor]:
     """Pull cotangents back to the leaves, newest node first: {leaf: cotangent}.
 
@@ -35,16 +40,14 @@ def sweep(
 
     def push(link: Link, g: Tensor) -> None:
         node, k = link
-        found = cotangents.get(node)
-        if found is None:
-            if type(node) is not Leaf:
-                found = cotangents[node] = [None] * len(node.op.outputs)
-                heapq.heappush(heap, (-node.order, node))
         if type(node) is Leaf:
             leaves[node] = leaves[node] + g if node in leaves else g
             arrived.append(leaves[node])
             return
-        assert found is not None
+        found = cotangents.get(node)
+        if found is None:
+            found = cotangents[node] = [None] * len(node.op.outputs)
+            heapq.heappush(heap, (-node.order, node))
         before = found[k]
         found[k] = g if before is None else before + g
 
@@ -96,9 +99,7 @@ def _unpack(node: Node, attached: bool) -> list[Any]:
     return out
 
 
-def backward(
-    y: Tensor, gradient: Any = None, retain_graph: bool = False, create_graph: bool = False
-) -> None:
+def backward(y: Tensor, gradient: Any = None, retain_graph: bool = False, create_graph: bool = False) -> None:
     """Add the gradient of `y` to `.grad` of every leaf it depends on."""
     if y.trace is not None:
         raise GradientError(
@@ -107,7 +108,8 @@ def backward(
         )
     if y.link is None:
         raise GradientError(
-            f"backward() on {describe(y)} made at {describe_site(y.array.site)}, which depends on nothing that requires grad\n"
+            f"backward() on {describe(y)} made at {describe_site(y.array.site)}, which depends on nothing that"
+            " requires grad\n"
             "  call requires_grad_() on a tensor it is computed from, outside no_grad()"
         )
     if gradient is None:
@@ -145,3 +147,6 @@ def accumulate(leaf: Leaf, g: Tensor, attached: bool) -> None:
         del old  # so that the sum may take over its memory
         realize_all([total.data])
         leaf.grad = total
+
+
+operators.backward = backward

@@ -112,7 +112,8 @@ class Tensor(Operators, Exports):
             self.link = None
         elif not is_float(self.dtype):
             raise DTypeError(
-                f"{describe(self)} cannot require grad: only floating-point tensors have gradients; use .to(gpuad.float32)"
+                f"{describe(self)} cannot require grad: only floating-point tensors have gradients"
+                "\n  cast it with .to(gpuad.float32)"
             )
         elif self.link is None:
             self.link = (Leaf(None, here(2)), 0)
@@ -131,9 +132,7 @@ class Tensor(Operators, Exports):
             raise ShapeError(f"the gradient of {describe(self)} cannot be {describe(value)}")
         self.link[0].grad = value
 
-    def backward(
-        self, gradient: Any = None, *, retain_graph: bool = False, create_graph: bool = False
-    ) -> None:
+    def backward(self, gradient: Any = None, *, retain_graph: bool = False, create_graph: bool = False) -> None:
         """Add d(self)/d(leaf) to `.grad` of every leaf this tensor depends on.
 
         `gradient` is the cotangent, needed unless this is a scalar.  The tape is freed as it is swept, unless
@@ -166,7 +165,9 @@ class Tensor(Operators, Exports):
 
     def _value(self, what: str) -> Any:
         if self.size != 1:
-            raise ShapeError(f"{what} needs a tensor of one element, got {describe(self)}\n  reduce it first, with any() or sum()")
+            raise ShapeError(
+                f"{what} needs a tensor of one element, got {describe(self)}\n  reduce it first, with any() or sum()"
+            )
         array = realize(self.array)
         return array.device.to_numpy(array).reshape(()).item()
 

@@ -20,7 +20,9 @@ def _differentiable(leaves: list[Any], what: str) -> list[Tensor]:
     tensors = [as_operand(x) for x in leaves]
     for x in tensors:
         if not is_float(x.dtype):
-            raise DTypeError(f"{what} differentiates floating-point tensors, got {describe(x)}; cast it with .to(gpuad.float32)")
+            raise DTypeError(
+                f"{what} differentiates floating-point tensors, got {describe(x)}; cast it with .to(gpuad.float32)"
+            )
     return tensors
 
 
@@ -60,9 +62,7 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[An
             if link is not None:
                 seeds.append((link, ct.to(dtype)))
         gradients = sweep(seeds, retain=retain)
-        parts = [
-            gradients[n] if n in gradients else zeros_like(x) for n, x in zip(nodes, primal_values, strict=True)
-        ]
+        parts = [gradients[n] if n in gradients else zeros_like(x) for n, x in zip(nodes, primal_values, strict=True)]
         pulled: tuple[Any, ...] = structure.unflatten(parts)
         return pulled
 
@@ -123,7 +123,9 @@ def value_and_grad(
         y, pullback, *aux = vjp(of_chosen, *[args[k] for k in places], has_aux=has_aux)
         if not isinstance(y, Tensor) or y.size != 1:
             shown = describe(y) if isinstance(y, Tensor) else type(y).__name__
-            raise ShapeError(f"grad() needs a function that returns a scalar, got {shown}\n  sum the result, or use vjp()")
+            raise ShapeError(
+                f"grad() needs a function that returns a scalar, got {shown}\n  sum the result, or use vjp()"
+            )
         gradients = pullback(ones_like(y), retain=False)
         return (y, aux[0]) if has_aux else y, gradients if several else gradients[0]
 

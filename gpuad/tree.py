@@ -1,7 +1,7 @@
 """Pytrees: nested lists, tuples, dicts (by sorted key), None, and the classes that register.
 
-    leaves, structure = flatten({"w": w, "b": [b, None]})
-    same = structure.unflatten(leaves)
+leaves, structure = flatten({"w": w, "b": [b, None]})
+same = structure.unflatten(leaves)
 """
 
 from __future__ import annotations

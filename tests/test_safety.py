@@ -188,7 +188,9 @@ def test_an_unswept_tape_is_freed_with_its_last_name():
 
 def test_parallel_kernels_compute_what_serial_ones_do(monkeypatch):
     x = values(3000, 50)
-    compute = lambda: [t.numpy().copy() for t in (gpuad.exp(gpuad.sin(x)), gpuad.sum(gpuad.sin(x)), gpuad.sum(x * x, axis=0))]
+    compute = lambda: [
+        t.numpy().copy() for t in (gpuad.exp(gpuad.sin(x)), gpuad.sum(gpuad.sin(x)), gpuad.sum(x * x, axis=0))
+    ]
     serial = compute()
     monkeypatch.setattr(host, "THREADED", 1)
     monkeypatch.setattr(host, "_programs", {})

@@ -1,9 +1,9 @@
 """Devices by name, and the default one.
 
-    device("cpu")                        NumPy
-    device("cuda:0")                     CuPy (not in this release)
-    device("meta", like="cpu:numpy")     shapes only
-    with use_device("meta"): ...
+device("cpu")                        NumPy
+device("cuda:0")                     CuPy (not in this release)
+device("meta", like="cpu:numpy")     shapes only
+with use_device("meta"): ...
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def device(name: str | Device, *, like: str | None = None) -> Device:
 
 def _make(name: str, like: str | None) -> Device:
     if like is not None and name != "meta":
-        raise DeviceError(f'like={like!r} describes a meta device; device({name!r}) is what it is. Use device("meta", like=...)')
+        raise DeviceError(
+            f'like={like!r} describes a meta device; device({name!r}) is what it is. Use device("meta", like=...)'
+        )
     if name == "cpu":
         return CPU()
     if name == "meta":

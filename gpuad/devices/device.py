@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..array import Array, Shape, computed
-from ..buffer import Buffer
 from ..dtype import DType
 from ..provenance import Site
 

@@ -29,7 +29,9 @@ class Reuse:
 
     def give(self, owner: Data) -> None:
         """Keep the memory of `owner`, if nobody else looks at it."""
-        if sys.getrefcount(owner) > 4 or not (owner.flags.owndata and owner.flags.c_contiguous and owner.flags.writeable):
+        if sys.getrefcount(owner) > 4 or not (
+            owner.flags.owndata and owner.flags.c_contiguous and owner.flags.writeable
+        ):
             return  # the references counted: the buffer's, the caller's and ours, and the argument
         n = owner.nbytes
         if self.kept + n > LIMIT:

@@ -80,7 +80,9 @@ class Program:
         nothing: tuple[int, int] | None = None
         empty: list[Any] = [None] * self.count
         self.registers = [(empty, nothing), (list(empty), nothing)]  # of each walker
-        self.parallel = THREADS > 1 and self.rows * self.cols * max(1, len(self.steps)) >= THREADED and len(self.blocks) > 1
+        self.parallel = (
+            THREADS > 1 and self.rows * self.cols * max(1, len(self.steps)) >= THREADED and len(self.blocks) > 1
+        )
 
     # --- lowering ---------------------------------------------------------------------------
 
@@ -163,7 +165,9 @@ class Program:
             elif op.fusion == ROW:
                 operand_dtypes, raw = (node.dtype,), node.dtype
             else:
-                operand_dtypes, result = op.signature(tuple([x.dtype if type(x) is Array else type(x) for x in node.inputs]))
+                operand_dtypes, result = op.signature(
+                    tuple([x.dtype if type(x) is Array else type(x) for x in node.inputs])
+                )
                 operand_dtypes, raw = tuple(map(compute_dtype, operand_dtypes)), compute_dtype(result)
             ins: list[int] = []
             temporary: list[int] = []
@@ -419,7 +423,9 @@ class Total:
         self.by_column = node.size > 1
         self.cols = cols
         self.chunk_rows = max(1, CHUNK // max(cols, 1))  # rows of one partial result
-        self.chunk = max(1, self.chunk_rows * cols) if cols <= CHUNK else CHUNK  # elements of one, where rows do not matter
+        self.chunk = (
+            max(1, self.chunk_rows * cols) if cols <= CHUNK else CHUNK
+        )  # elements of one, where rows do not matter
         self.flat = False
 
     def allocate(self, program: Program) -> Data:
@@ -462,7 +468,10 @@ class Total:
             return
         for start in range(0, c, CHUNK):
             reduce(
-                np.ascontiguousarray(block[:, start : start + CHUNK]), -1, None, partial[r0 : r0 + r, (c0 + start) // CHUNK]
+                np.ascontiguousarray(block[:, start : start + CHUNK]),
+                -1,
+                None,
+                partial[r0 : r0 + r, (c0 + start) // CHUNK],
             )
 
     def finish(self, partial: Data, out: Data) -> None:

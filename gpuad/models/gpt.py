@@ -113,8 +113,15 @@ class Block(Module):
     def __init__(self, config: GPTConfig, **place: Any) -> None:
         c, where = config, {"dtype": place["dtype"], "device": place["device"]}
         self.norm1 = LayerNorm(c.width, **where)
-        rotary = {"rotary": c.positions == "rotary", "rotary_base": c.rotary_base}
-        self.attention = MultiHeadAttention(c.width, c.heads, causal=True, dropout=c.dropout, **rotary, **place)
+        self.attention = MultiHeadAttention(
+            c.width,
+            c.heads,
+            causal=True,
+            dropout=c.dropout,
+            rotary=c.positions == "rotary",
+            rotary_base=c.rotary_base,
+            **place,
+        )
         self.norm2 = LayerNorm(c.width, **where)
         self.up = Linear(c.width, 4 * c.width, **place)
         self.down = Linear(4 * c.width, c.width, **place)

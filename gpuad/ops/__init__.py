@@ -1,8 +1,8 @@
 """The operations, by family.  The operators of Tensor are entered here."""
 
+from ..op import structural
 from ..operators import operators
 from . import activations, assign, compare, create, elementwise, index, join, linalg, reduce, shape
-from ..op import structural
 
 structural.update(zeros_like=create.zeros_like)
 for _family in (activations, compare, elementwise, linalg, shape, join, index, assign):

@@ -30,7 +30,11 @@ class _Move(Op):
 
     def __init__(self) -> None:
         super().__init__(
-            "to_device", ("x",), vjp=(lambda g, source: to_device(g, device=source),), params=("device", "source"), doc=_Move.__doc__ or ""
+            "to_device",
+            ("x",),
+            vjp=(lambda g, source: to_device(g, device=source),),
+            params=("device", "source"),
+            doc=_Move.__doc__ or "",
         )
         self.jvp = [((lambda t, device: to_device(t, device=device)), (self.slots["device"],))]
 

@@ -44,7 +44,9 @@ def _device(device: str | Device | None) -> Device:
     return default_device() if device is None else find_device(device)
 
 
-def full(shape: int | Sequence[int], fill_value: Any, *, dtype: Any = None, device: str | Device | None = None) -> Tensor:
+def full(
+    shape: int | Sequence[int], fill_value: Any, *, dtype: Any = None, device: str | Device | None = None
+) -> Tensor:
     """A tensor of `shape` filled with `fill_value`."""
     if isinstance(fill_value, Tensor):
         from .shape import broadcast_to
@@ -90,7 +92,13 @@ def empty_like(x: Tensor, /, *, dtype: Any = None, device: str | Device | None =
 
 
 def arange(
-    start: float, /, stop: float | None = None, step: float = 1, *, dtype: Any = None, device: str | Device | None = None
+    start: float,
+    /,
+    stop: float | None = None,
+    step: float = 1,
+    *,
+    dtype: Any = None,
+    device: str | Device | None = None,
 ) -> Tensor:
     """start, start + step, ... below `stop`: int64 for integer arguments, else float32."""
     if stop is None:
@@ -104,7 +112,14 @@ def arange(
 
 
 def linspace(
-    start: float, stop: float, /, num: int, *, dtype: Any = None, device: str | Device | None = None, endpoint: bool = True
+    start: float,
+    stop: float,
+    /,
+    num: int,
+    *,
+    dtype: Any = None,
+    device: str | Device | None = None,
+    endpoint: bool = True,
 ) -> Tensor:
     """`num` evenly spaced values from `start` to `stop`."""
     kind = DEFAULT_FLOAT if dtype is None else as_dtype(dtype)

@@ -85,7 +85,7 @@ class _Unstack(Op):
             "unstack",
             ("x",),
             outputs=tuple(f"y{k}" for k in range(n)) if n > 1 else ("y",),
-            vjp=(lambda g, like, axis: _restack(g if n > 1 else [g], *like[0], axis),),
+            vjp=(lambda g, like, axis: _restack(g if n > 1 else [g], like[0], axis),),
             jvp=(lambda t, axis: list(unstack(t, axis=axis)) if n > 1 else unstack(t, axis=axis)[0],),
             params=("axis",),
         )
@@ -97,7 +97,9 @@ class _Unstack(Op):
         return views if len(views) > 1 else views[0]
 
 
-def _restack(parts: list[Any], shape: Shape, dtype: DType, axis: int) -> Tensor:
+def _restack(parts: list[Any], like: tuple[Shape, DType], axis: int) -> Tensor:
+    """The cotangent of what was unstacked, of the shape and dtype `like`, from those of the slices."""
+    shape, dtype = like
     rest = (*shape[:axis], *shape[axis + 1 :])
     device = next(g.device for g in parts if g is not None)
     return stack([zeros(rest, dtype=dtype, device=device) if g is None else g for g in parts], axis=axis)

@@ -1,0 +1,54 @@
+"""`gpuad info`: what this installation has and what it would use."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+
+import numpy as np
+
+from . import __version__
+from .devices import default_device, missing_cuda
+from .devices import device as find_device
+from .errors import DeviceError
+
+PACKAGES = ("numpy", "ml_dtypes", "safetensors", "tqdm", "matplotlib", "cupy-cuda12x", "cupy-cuda13x")
+
+
+def info() -> str:
+    """A table of versions, devices and engines."""
+    rows = [
+        ("gpuad", __version__),
+        ("Python", platform.python_version()),
+        ("system", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"),
+        ("BLAS", _blas()),
+        *((name, _version(name)) for name in PACKAGES),
+        ("", ""),
+        *((f"device {name}", _device(name)) for name in ("cpu", "cuda", "meta")),
+        ("default device", default_device().name),
+    ]
+    return "\n".join(f"{name:<16}{value}".rstrip() for name, value in rows)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _blas() -> str:
+    found = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    return f"{found.get('name', 'unknown')} {found.get('version', '')}"
+
+
+def _device(name: str) -> str:
+    try:
+        found = find_device(name)
+    except DeviceError:
+        return f"missing: {missing_cuda().splitlines()[0]}"
+    return f"engine {found.engine}" if found.computes else "shapes only, no values"
+
+
+__all__ = ["info"]
