@@ -57,6 +57,7 @@ class Array:
     """
 
     __slots__ = (
+        "__weakref__",
         "buffer",
         "data",
         "depth",

@@ -55,9 +55,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="train | info")
     train = commands.add_parser(
         "train",
+        usage="gpuad train [OPTION ...]",
         help="train a byte-level GPT on text",
         description="Train a byte-level GPT: on the sources of Python's standard library, or on text of yours. "
-        "Ctrl-C saves and stops; --resume goes on to the same losses.",
+        "Ctrl-C saves and stops, and --resume goes on to the same losses.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=26),
     )
     for f in OFFERED:
         options: dict[str, Any] = {"help": f.metadata["help"], "metavar": f.metadata["metavar"]}
@@ -68,11 +70,9 @@ def _parser() -> argparse.ArgumentParser:
         else:
             options |= {"type": type(f.default), "help": f"{options['help']} (default {f.default})"}
         train.add_argument(flag(f.name), **options)
-    train.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default runs/gpt-<number>)")
+    train.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: a new one in runs)")
     train.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
-    train.add_argument(
-        "--sample", type=int, metavar="N", default=400, help="bytes of its own it writes at the end (default 400)"
-    )
+    train.add_argument("--sample", type=int, metavar="N", default=400, help="bytes it writes at the end (default 400)")
     commands.add_parser(
         "info", help="show versions, devices and engines", description="Show versions, devices, engines."
     )

@@ -19,7 +19,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.urandom(4).hex()}{PARTIAL}")
     try:
+        partial.touch(exist_ok=False)
+        mode = partial.stat().st_mode
         yield partial
+        partial.chmod(mode)  # a library may have made the file for this user alone
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())  # or a crash of the machine could leave the new name with nothing in it
         partial.replace(target)

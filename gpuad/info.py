@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import textwrap
 
 import numpy as np
 
 from . import __version__
-from .devices import default_device, missing_cuda
+from .devices import default_device
 from .devices import device as find_device
 from .errors import DeviceError
 
@@ -22,13 +23,13 @@ def info() -> str:
         ("gpuad", __version__),
         ("Python", platform.python_version()),
         ("system", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"),
-        ("BLAS", _blas()),
         *((name, _version(name)) for name in PACKAGES),
+        ("BLAS", _blas()),
         ("", ""),
         *((f"device {name}", _device(name)) for name in ("cpu", "cuda", "meta")),
         ("default device", default_device().name),
     ]
-    return "\n".join(f"{name:<16}{value}".rstrip() for name, value in rows)
+    return "\n".join(textwrap.fill(v, 80, initial_indent=f"{k:<16}", subsequent_indent=" " * 16) for k, v in rows)
 
 
 def _version(package: str) -> str:
@@ -46,9 +47,9 @@ def _blas() -> str:
 def _device(name: str) -> str:
     try:
         found = find_device(name)
-    except DeviceError:
-        return f"missing: {missing_cuda().splitlines()[0]}"
-    return f"engine {found.engine}" if found.computes else "shapes only, no values"
+    except DeviceError as error:
+        return f"not there: {str(error).splitlines()[0]}"
+    return f"engine {found.engine}" if found.computes else "shapes only"
 
 
 __all__ = ["info"]

@@ -31,7 +31,8 @@ def plot_losses(metrics: Sequence[Mapping[str, Any]], baselines: Mapping[str, fl
     window = min(50, len(losses) // 10)
     if window > 1:
         mean = np.convolve(losses, np.full(window, 1 / window), "valid")
-        axes.plot(steps[window - 1 :], mean, color=DARK, linewidth=1.5, label=f"training, mean of {window} steps")
+        middle = steps[window // 2 :][: len(mean)]
+        axes.plot(middle, mean, color=DARK, linewidth=1.5, label=f"training, mean of {window} steps")
     if held_out:
         axes.plot(*zip(*held_out, strict=True), "o-", color=ACCENT, markersize=4, linewidth=1.2, label="held out")
     for name, loss in baselines.items():

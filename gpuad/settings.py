@@ -18,21 +18,19 @@ def _option(default: Any, metavar: str, text: str) -> Any:
 class Settings:
     """The text, the model and how it is trained.  The defaults take about three minutes on two cores."""
 
-    data: tuple[str, ...] = _option(
-        (), "PATH", "text files or folders to learn from; Python's standard library if none"
-    )
-    device: str = _option("auto", "NAME", "auto, cpu, cuda or cuda:<index>; auto takes a GPU where there is one")
+    data: tuple[str, ...] = _option((), "PATH", "text files and folders to learn from (default: Python's library)")
+    device: str = _option("auto", "NAME", "auto (a GPU where there is one), cpu, cuda or cuda:<index>")
     layers: int = _option(4, "N", "blocks of the model")
     heads: int = _option(4, "N", "attention heads of a block")
     width: int = _option(128, "N", "features of a position")
     length: int = _option(64, "N", "bytes the model sees at once")
     steps: int = _option(1200, "N", "steps to take")
     batch: int = _option(16, "N", "sequences in a step")
-    learning_rate: float = _option(3e-3, "X", "of AdamW, after the warm-up")
-    dropout: float = _option(0.0, "P", "chance that an activation is dropped")
-    seed: int = _option(0, "N", "decides the weights, the order of the text, dropout and the sample")
-    checkpointing: bool = _option(False, "", "keep less for the backward pass, and compute it again")
-    save_every: int = _option(100, "N", "steps from one held-out loss and saved state to the next")
+    learning_rate: float = _option(3e-3, "X", "the highest, after the warm-up")
+    dropout: float = _option(0.0, "P", "chance of each activation to be dropped")
+    seed: int = _option(0, "N", "decides weights, order of the text, dropout, sample")
+    checkpointing: bool = _option(False, "", "use less memory: compute blocks again in the backward pass")
+    save_every: int = _option(100, "N", "steps between saved states, with held-out losses")
     warmup: int = 100  # steps, or a tenth of them all if that is less
     final_rate: float = 0.1  # of the learning rate, at the last step
     beta1: float = 0.9

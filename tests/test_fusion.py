@@ -258,3 +258,33 @@ def test_a_total_reads_scratch_before_it_is_used_again():
         y = gpuad.exp(y * 0.1) + x
     plan.realize_all([total.data, y.data])
     assert np.allclose(total.numpy(), np.sin(n).sum(0), atol=1e-4)
+
+
+def test_a_transformer_block_is_six_kernels_each_way_beside_its_products(kernels):
+    block = gpuad.models.gpt.Block(
+        gpuad.models.GPTConfig(length=64, layers=1, heads=4, width=128), dtype="float32", device=None, generator=None
+    )
+    x = values(16, 64, 128).requires_grad_()
+    for p in block.parameters():
+        p.numpy()
+    kernels.clear()
+    live = gpuad.buffer.LiveBytes()
+    gpuad.buffer.observers.append(live)
+    try:
+        loss = gpuad.sum(block(x) ** 2)
+        loss.numpy()
+        unit = 16 * 64 * 128 * 4
+        rows = 4 * 16 * 64 * 4  # the mean and scale of two norms
+        # norm, qkv, attention weights (T = C / 2, 4 heads), their product with v, merged heads, the stream, norm,
+        # up, gelu, result
+        assert live.live - rows - 4 == (1 + 3 + 2 + 1 + 1 + 1 + 1 + 4 + 4) * unit
+        ends = [(ops[-1], outputs) for ops, outputs in kernels]
+        # the norms write their result, mean and scale, and the second also the stream; gelu also its input
+        assert ends == [("add", 3), ("add", 1), ("divide", 1), ("add", 4), ("gelu", 2), ("sum_all", 2)]
+        kernels.clear()
+        loss.backward()
+        ends = [(ops[-1], outputs) for ops, outputs in kernels]
+        # each cotangent comes with the gradients of the biases and norm weights that it reaches
+        assert ends == [("sum_column", 2), ("sum_column", 2), ("sum_column", 4), ("multiply", 1), ("sum_column", 1), ("add", 3)]
+    finally:
+        gpuad.buffer.observers.remove(live)

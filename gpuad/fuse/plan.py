@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from operator import attrgetter
+from weakref import ref
 
 from ..array import ANCHOR, ELEMENTWISE, ROW, SOURCE, TOTAL, Array, Shape
 from .kernel import Kernel, row_shape, space_of, watchers
@@ -45,31 +46,47 @@ def realize_all(arrays: Iterable[Array]) -> None:
         return
     roots = list(pending.values())
     with roots[0].device.lock:
-        _compute([a for a in roots if a.op is not None], set(pending))
+        _compute([ref(a) for a in roots], set(pending))
 
 
-def _compute(roots: Sequence[Array], wanted: set[int]) -> None:
-    """Compute `roots`, grouped by space; arrays whose id is in `wanted` are stored wherever they are met."""
-    groups: dict[Shape | int, list[Array]] = {}
-    for root in roots:
-        assert root.op is not None
-        groups.setdefault(id(root) if root.op.fusion == ANCHOR else space_of(root), []).append(root)
-    for space, group in groups.items():
-        left = [root for root in group if root.op is not None]  # an earlier kernel may have stored some
-        if not left:
-            continue
-        if isinstance(space, int):
+def _compute(roots: Sequence[ref[Array]], wanted: set[int]) -> None:
+    """Compute `roots`, grouped by space; arrays whose id is in `wanted` are stored wherever they are met.
+
+    What waits here is held weakly: it lives as long as something will read it, and no longer.
+    """
+    for space, group in _grouped(roots).items():
+        left = _pending(group)  # an earlier kernel may have stored some
+        if left and isinstance(space, int):
             _run_anchor(left[0], wanted)
+            continue
+        if not left or isinstance(space, int):
             continue
         nodes, before = _grow(left, space)
         if before:
-            _compute(before, wanted)
-            left = [root for root in left if root.op is not None]
+            waiting = [ref(a) for a in before]
+            del nodes, before
+            _compute(waiting, wanted)
+            left = _pending(group)
             if not left:
                 continue
             nodes, before = _grow(left, space)
             assert not before
         _run(left, nodes, space, wanted)
+
+
+def _grouped(roots: Sequence[ref[Array]]) -> dict[Shape | int, list[ref[Array]]]:
+    """`roots` by the space they are computed over; an anchor is a group of its own."""
+    groups: dict[Shape | int, list[ref[Array]]] = {}
+    for root in roots:
+        a = root()
+        if a is not None and a.op is not None:
+            groups.setdefault(id(a) if a.op.fusion == ANCHOR else space_of(a), []).append(root)
+    return groups
+
+
+def _pending(roots: Sequence[ref[Array]]) -> list[Array]:
+    """Those of `roots` that are still to be computed."""
+    return [a for root in roots if (a := root()) is not None and a.op is not None]
 
 
 def _grow(roots: Sequence[Array], space: Shape) -> tuple[list[Array], list[Array]]:
@@ -111,7 +128,7 @@ def _run_anchor(array: Array, wanted: set[int]) -> None:
     inputs = [x for x in array.inputs if type(x) is Array]
     pending = list({id(x): x for x in inputs if x.op is not None}.values())
     if pending:
-        _compute(pending, wanted | {id(x) for x in pending})
+        _compute([ref(x) for x in pending], wanted | {id(x) for x in pending})
     out = array.device.call(array.op, [x.data for x in inputs], dict(array.params), array.site)
     array.compute(out.data, out.buffer)
 
