@@ -22,7 +22,8 @@ def entry() -> int:
 
     OpenBLAS reads its settings when NumPy is loaded, so the process starts over, once, with the variable set.
     """
-    if sys.argv[1:2] == ["train"] and os.name == "posix" and "OPENBLAS_THREAD_TIMEOUT" not in os.environ:
+    posix = os.name == "posix" and bool(sys.executable)
+    if sys.argv[1:2] == ["train"] and posix and "OPENBLAS_THREAD_TIMEOUT" not in os.environ:
         os.environ["OPENBLAS_THREAD_TIMEOUT"] = "4"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     return main()

@@ -48,7 +48,7 @@ def _device(name: str) -> str:
     try:
         found = find_device(name)
     except DeviceError as error:
-        return f"not there: {str(error).splitlines()[0]}"
+        return str(error).splitlines()[0]
     return f"engine {found.engine}" if found.computes else "shapes only"
 
 

@@ -415,12 +415,12 @@ class Joining(Opaque):
         name: str,
         *,
         infer: Callable[..., Any],
-        forward: Callable[..., Any],
+        into: Callable[..., Any],
         split: Callable[..., list[Any]],
         doc: str = "",
     ) -> None:
         _, *params = inspect.signature(infer).parameters
-        super().__init__(name, (), infer=infer, forward=forward, params=params, doc=doc)
+        super().__init__(name, (), infer=infer, into=into, params=params, doc=doc)
         self.split = split
 
     def plan(self, traced: tuple[bool, ...]) -> tuple[int, ...] | None:

@@ -17,7 +17,7 @@ import gpuad
 from gpuad import data, nn, optim
 from gpuad.models import GPT, GPTConfig, sample
 
-STEPS, BATCH, LENGTH, SEED = 1200, 16, 64, 0
+STEPS, WARMUP, BATCH, LENGTH, SEED = 1200, 100, 16, 64, 0
 
 # The text, and what tables of byte statistics make of the part held out.
 text = data.ByteDataset(data.find_text_files(sys.argv[1:]) if sys.argv[1:] else data.standard_library_files())
@@ -35,7 +35,7 @@ optimizer = optim.AdamW(
 
 began = time.perf_counter()
 for step, tokens in enumerate(islice(data.batches(text.train, batch=BATCH, length=LENGTH, seed=SEED), STEPS)):
-    optimizer.lr = optim.cosine_with_warmup(step, warmup=100, total=STEPS, peak=3e-3, final=3e-4)
+    optimizer.lr = optim.cosine_with_warmup(step, warmup=WARMUP, total=STEPS, peak=3e-3, final=3e-4)
     loss = model.loss(gpuad.asarray(tokens))
     loss.backward()
     optimizer.step()

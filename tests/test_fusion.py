@@ -285,6 +285,13 @@ def test_a_transformer_block_is_six_kernels_each_way_beside_its_products(kernels
         loss.backward()
         ends = [(ops[-1], outputs) for ops, outputs in kernels]
         # each cotangent comes with the gradients of the biases and norm weights that it reaches
-        assert ends == [("sum_column", 2), ("sum_column", 2), ("sum_column", 4), ("multiply", 1), ("sum_column", 1), ("add", 3)]
+        assert ends == [
+            ("sum_column", 2),
+            ("sum_column", 2),
+            ("sum_column", 4),
+            ("multiply", 1),
+            ("sum_column", 1),
+            ("add", 3),
+        ]
     finally:
         gpuad.buffer.observers.remove(live)

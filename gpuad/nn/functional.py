@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..ops.activations import gelu, relu, sigmoid, silu, softplus
 from ..ops.elementwise import tanh
+from ..ops.linalg import linear
 from ..ops.nn import (
     cross_entropy,
     dropout,
@@ -22,6 +23,7 @@ __all__ = [
     "embedding",
     "gelu",
     "layer_norm",
+    "linear",
     "log_softmax",
     "relu",
     "rms_norm",

@@ -16,7 +16,6 @@ from ..devices import Device
 from ..dtype import DEFAULT_FLOAT
 from ..errors import DataError, ShapeError
 from ..ops.join import unstack
-from ..ops.linalg import matrix_transpose
 from ..ops.shape import permute_dims, reshape
 from ..random import Generator
 from ..tensor import Tensor
@@ -51,8 +50,7 @@ class Linear(Module):
             raise ShapeError(
                 f"Linear({self.extra_repr()}) got {describe(x)}\n  its last axis must be {self.weight.shape[1]}"
             )
-        y: Tensor = x @ matrix_transpose(self.weight)
-        return y if self.bias is None else y + self.bias
+        return F.linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         """The sizes."""

@@ -93,6 +93,34 @@ def matmul(a: Any, b: Any, /) -> Tensor:
     return reshape(y, (*batch, *(() if row else y.shape[-2:-1]), *(() if column else y.shape[-1:])))
 
 
+_linear: Anchor = Anchor(
+    "linear",
+    "aw",
+    infer=lambda a, w: ((*a.shape[:-1], w.shape[0]), a.dtype),
+    into=lambda a, w, out: _into(a, w.T, out),
+    vjp=(
+        lambda g, w: _product(g, w),
+        lambda g, a: _product(matrix_transpose(_rows(g)), _rows(a)),
+    ),
+    jvp=(lambda t, w: _linear(t, w), lambda t, a: _linear(a, t)),
+)
+
+
+def linear(x: Any, weight: Any, /, bias: Any = None) -> Tensor:
+    """`x @ weight.T + bias` for x [..., in], weight [out, in] and bias [out]: [..., out].
+
+    Its gradients come in the layout of the weight, without a transposition in memory.
+    """
+    x, weight = as_operand(x), as_operand(weight)
+    if not x.ndim or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
+        raise _cannot("linear", x, weight, "the last axis of the first must be as long as that of a weight [out, in]")
+    common = result_dtype((x.dtype, weight.dtype))
+    x, weight = (v if v.dtype == common else astype(v, common) for v in (x, weight))
+    y: Tensor = _linear(x if x.ndim > 1 else reshape(x, (1, x.size)), weight)
+    y = y if x.ndim > 1 else reshape(y, weight.shape[:1])
+    return y if bias is None else y + bias
+
+
 def matrix_transpose(x: Any, /) -> Tensor:
     """`x` with its last two axes exchanged."""
     x = as_operand(x)
@@ -155,4 +183,4 @@ def _cannot(name: str, a: Tensor, b: Tensor, why: str) -> ShapeError:
     return ShapeError(f"{name}() cannot multiply {describe(a)} and {describe(b)}\n  {why}")
 
 
-__all__ = ["matmul", "matrix_transpose", "outer", "tensordot", "vecdot"]
+__all__ = ["linear", "matmul", "matrix_transpose", "outer", "tensordot", "vecdot"]

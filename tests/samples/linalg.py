@@ -22,6 +22,18 @@ def _matmul(name, a, b, **options):
     return Sample(f"matmul[{name}]", gpuad.matmul, (a, b), np.matmul, lambda a, b: a @ b, rtol=LOOSE, **options)
 
 
+def _linear(name, *args, **options):
+    return Sample(
+        f"linear[{name}]",
+        gpuad.linear,
+        args,
+        lambda x, w, *b: x @ w.T + (b[0] if b else 0),
+        lambda *args: __import__("torch").nn.functional.linear(*args),
+        rtol=LOOSE,
+        **options,
+    )
+
+
 def _einsum(subscripts, *shapes):
     return Sample(
         f"einsum[{subscripts}]",
@@ -34,6 +46,10 @@ def _einsum(subscripts, *shapes):
 
 
 SAMPLES = [
+    _linear("2-D", _floats(3, 4), _floats(5, 4), _floats(5), dtypes=EVERY),
+    _linear("batch", _floats(2, 3, 4), _floats(5, 4)),
+    _linear("vector", _floats(4), _floats(5, 4), _floats(5)),
+    _linear("empty", _floats(0, 4), _floats(5, 4)),
     _matmul("2-D", _floats(3, 4), _floats(4, 5), dtypes=EVERY),
     _matmul("batch", _floats(2, 3, 4), _floats(2, 4, 5)),
     _matmul("batch @ matrix", _floats(2, 3, 4), _floats(4, 5)),
