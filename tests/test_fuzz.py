@@ -154,7 +154,7 @@ def torch_functions(torch):
             (torch.where, torch.matmul, torch.maximum, torch.minimum, torch.clip, torch.hypot, torch.atan2),
         )
         sum, mean, max, min, logsumexp = map(over, (torch.sum, torch.mean, torch.amax, torch.amin, torch.logsumexp))
-        var = over(lambda x, dim, keepdim: torch.var(x, dim=dim, keepdim=keepdim, correction=0))
+        var = over(lambda x, dim, keepdim: (x - x.mean(dim, True)).square().mean(dim, keepdim))
         reshape, permute, broadcast_to, concat = map(
             staticmethod, (torch.reshape, torch.permute, torch.broadcast_to, torch.concat)
         )
