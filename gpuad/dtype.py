@@ -161,7 +161,7 @@ def finfo(type: Any, /) -> Any:
     dtype = _dtype_of(type)
     if dtype not in FLOATS:
         raise DTypeError(f"finfo() needs a floating-point dtype, got {dtype}; use iinfo() for integers")
-    return ml_dtypes.finfo(dtype)
+    return ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
 
 
 def iinfo(type: Any, /) -> Any:
@@ -169,4 +169,4 @@ def iinfo(type: Any, /) -> Any:
     dtype = _dtype_of(type)
     if dtype not in INTEGERS:
         raise DTypeError(f"iinfo() needs an integer dtype, got {dtype}; use finfo() for floats")
-    return ml_dtypes.iinfo(dtype)
+    return ml_dtypes.iinfo(dtype)  # type: ignore[no-untyped-call]

@@ -34,14 +34,16 @@ def plot_losses(metrics: Sequence[Mapping[str, Any]], baselines: Mapping[str, fl
         middle = steps[window // 2 :][: len(mean)]
         axes.plot(middle, mean, color=DARK, linewidth=1.5, label=f"training, mean of {window} steps")
     if held_out:
-        axes.plot(*zip(*held_out, strict=True), "o-", color=ACCENT, markersize=4, linewidth=1.2, label="held out")
+        label = f"held out, {held_out[-1][1]:.2f} at last"
+        axes.plot(*zip(*held_out, strict=True), "o-", color=ACCENT, markersize=4, linewidth=1.2, label=label)
     for name, loss in baselines.items():
         axes.axhline(loss, color=GREY, linestyle=(0, (4, 3)), linewidth=0.9, zorder=0)
         axes.annotate(
             f"{name} table {loss:.2f}", (1, loss), (4, 0), ("axes fraction", "data"), "offset points", color=GREY,
             va="center", fontsize=9, annotation_clip=False,
         )  # fmt: skip
-    shown = [*losses[len(losses) // 100 :], *(loss for _, loss in held_out), *baselines.values()]
+    # The first steps leave through the top, or the rest would be flat.
+    shown = [*losses[len(losses) // 20 :], *(loss for _, loss in held_out), *baselines.values()]
     low, high = min(shown), max(shown)
     axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     axes.set_xlim(0, steps[-1] * 1.01)

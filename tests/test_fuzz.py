@@ -6,8 +6,7 @@ deletes, shares, assigns, looks at NumPy views, and computes at random moments.
 """
 
 import contextlib
-import gc
-import itertools
+import inspect
 import math
 
 import numpy as np
@@ -247,7 +246,7 @@ class Shaper:
             f = self.pick(UNARY)
             return lambda m, v: f(m, v[i])
         if kind <= 8:
-            fits = [j for j, s in enumerate(shapes) if _broadcasts(shape, s)]
+            fits = [j for j, s in enumerate(shapes) if _broadcasts(shape, s)] or [i]
             j, f, turned = self.pick(fits), self.pick(BINARY), self.number(0, 1)
             return lambda m, v: f(m, v[j], v[i]) if turned else f(m, v[i], v[j])
         if kind <= 11:
@@ -333,6 +332,14 @@ def _repeats(key):
     return any(isinstance(k, np.ndarray) and len(set(k.tolist())) < k.size for k in key)
 
 
+def _shown(step):
+    """The source of a step and what it closes over."""
+    names = step.__code__.co_freevars
+    held = {k: c.cell_contents for k, c in zip(names, step.__closure__ or ()) if k != "self"}
+    held = {k: _shown(v) if callable(v) else v for k, v in held.items()}
+    return f"{inspect.getsource(step).strip()}  {held or ''}"
+
+
 class Program:
     """Random steps on random inputs; run by `run(m, inputs)`, which gives every value."""
 
@@ -353,6 +360,10 @@ class Program:
         n = len(self.inputs)
         self.ends = sorted({len(values) - 1, shaper.number(n, len(values) - 1)})
         self.weights = [numbers.standard_normal(values[k].shape) for k in self.ends]
+
+    def __repr__(self):
+        lines = [f"  {k}: {_shown(step)} -> {v.shape}" for k, (step, v) in enumerate(zip(self.steps, self.values[len(self.inputs) :]), len(self.inputs))]
+        return "\n".join([f"Program on {[x.shape for x in self.inputs]}, looks at {self.ends}", *lines])
 
     def run(self, m, inputs, start=0, stop=None):
         values = list(inputs)

@@ -109,7 +109,7 @@ def _grow(roots: Sequence[Array], space: Shape) -> tuple[list[Array], list[Array
                 continue
             seen.add(id(x))
             if (
-                (fusion == ELEMENTWISE and (shape == space or shape == rows))
+                (fusion == ELEMENTWISE and shape in (space, rows))
                 or (fusion == SOURCE and shape == space)
                 or (fusion == ROW and x.inputs[0].shape == space)  # type: ignore[union-attr]  # never a scalar
             ):
