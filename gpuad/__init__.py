@@ -4,13 +4,13 @@ The namespace follows the Python array API standard; `grad`, `vjp`, `jvp` are th
 `optim` those of PyTorch.
 """
 
+import importlib as _importlib
 from math import e as e
 from math import inf as inf
 from math import nan as nan
 from math import pi as pi
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-from . import data as data
-from . import models as models
 from . import nn as nn
 from . import optim as optim
 from . import random as random
@@ -56,7 +56,7 @@ from .ops.reduce import *
 from .ops.shape import *
 from .ops.sort import *
 from .remat import checkpoint as checkpoint
-from .tape import backward as _backward  # noqa: F401  # enters Tensor.backward
+from .tape import backward as _backward  # enters Tensor.backward
 from .tensor import Tensor as Tensor
 from .trace import no_grad as no_grad
 from .transforms import grad as grad
@@ -65,6 +65,17 @@ from .transforms import stop_gradient as stop_gradient
 from .transforms import value_and_grad as value_and_grad
 from .transforms import vjp as vjp
 
+if _TYPE_CHECKING:
+    from . import data as data
+    from . import models as models
+
 newaxis = None
 __array_api_version__ = "2024.12"
 __version__ = "0.1.0.dev0"
+
+
+def __getattr__(name: str) -> object:
+    """`gpuad.data` and `gpuad.models`, imported when first asked for: not every program needs them."""
+    if name in ("data", "models"):
+        return _importlib.import_module(f"gpuad.{name}")
+    raise AttributeError(f"module 'gpuad' has no attribute {name!r}")

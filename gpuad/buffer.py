@@ -100,7 +100,9 @@ class LiveBytes:
 
 
 _WORDS = 8192  # of one step: they stay in the cache
-_WEIGHTS = np.random.Generator(np.random.Philox(0)).integers(1, 2**64, _WORDS, dtype=np.uint64, endpoint=False)
+_WEIGHTS = np.arange(1, _WORDS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # then mixed, as SplitMix64 does
+_WEIGHTS = (_WEIGHTS ^ (_WEIGHTS >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+_WEIGHTS = (_WEIGHTS ^ (_WEIGHTS >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
 _WEIGHTS |= np.uint64(1)  # odd, so that every change of one word shows
 # A weight leaves the top bit where it is, so the changed signs of two float64 would cancel: high bits are folded onto
 # low ones first.  Not by 32, where the signs of two float32 would meet and cancel, nor by 8, 16 or 24.

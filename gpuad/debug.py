@@ -14,7 +14,6 @@ from .array import ANCHOR, Array, Shape, computed, describe
 from .buffer import Buffer
 from .devices.meta import Meta, hollow
 from .dtype import DType
-from .fuse.emit import emit, indented
 from .fuse.kernel import Kernel
 from .fuse.plan import eager as evaluating_eagerly
 from .fuse.plan import realize
@@ -40,9 +39,9 @@ def explain(x: Tensor, /) -> str:
     operations = sum(a.op is not None for a in order)
     became = _counted(len(device.steps), "step")
     lines = [f"{describe(array)} is pending: {_counted(operations, 'operation')}, which become {became}", ""]
-    lines += indented(_listed(order))
+    lines += [f"    {line}" for line in _listed(order)]
     for number, step in enumerate(device.steps, 1):
-        lines += ["", f"{number}. {step[0]}", *indented(step[1:])]
+        lines += ["", f"{number}. {step[0]}", *(f"    {line}" for line in step[1:])]
     return "\n".join(lines)
 
 
@@ -72,6 +71,8 @@ class _DryRun(Meta):
         """List the kernel: what fuses, what is written, the text."""
         written = ", ".join(describe(y) for y in kernel.outputs)
         title = f"one kernel of {_counted(len(kernel.nodes), 'operation')} ({', '.join(kernel.ops)}) writes {written}"
+        from .fuse.emit import emit  # here, so that importing gpuad does not wait for what only explain() needs
+
         self.steps.append([title, *emit(kernel).text.splitlines()])
 
     def call(self, op: Any, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Any:

@@ -17,6 +17,7 @@ What is drawn stays pending and is computed where it is used, again if need be, 
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -181,7 +182,9 @@ class _Philox(threading.local):
         return found
 
 
-_philox = _Philox()
+@functools.cache
+def _philox() -> _Philox:  # made at the first draw: NumPy's generators take a while to import
+    return _Philox()
 
 
 def _words(params: Sequence[int], first: int, count: int, dtype: Any = np.uint64) -> Words:
@@ -189,7 +192,7 @@ def _words(params: Sequence[int], first: int, count: int, dtype: Any = np.uint64
     width = np.dtype(dtype).itemsize * 8
     skip = first % (BLOCK // width)
     state = _moved(tuple(params[:6]), first * width // BLOCK)  # type: ignore[arg-type]  # six, by what Source.make got
-    raw = _philox.words(state, -(-(skip + count) * width // WORD))
+    raw = _philox().words(state, -(-(skip + count) * width // WORD))
     cut: Words = raw.astype("<u8", copy=False).view(np.dtype(dtype).newbyteorder("<"))
     return cut[skip : skip + count]
 

@@ -139,7 +139,8 @@ class Region(Trace):
         elif k >= len(self.replay):
             raise CaptureError(
                 f"{self.record.name}() used {describe(x)} made at {describe_site(x.array.site)} when it ran again,"
-                " and not when it ran first\n  a checkpointed function must do the same both times; pass what changes as an argument"
+                " and not when it ran first\n"
+                "  a checkpointed function must do the same both times; pass what changes as an argument"
             )
         else:
             inside = self.replay[k]
@@ -190,7 +191,8 @@ class Record:
             before = f"{self.ops[k][0]}() at {describe_site(self.ops[k][1])}" if k < len(self.ops) else "nothing more"
             raise RecomputeError(
                 f"{self.name}() took another path when it ran again: {op.name}(), where the first run did {before}\n"
-                "  likely a branch on something that changed in between; a checkpointed function must do the same both times"
+                "  likely a branch on something that changed in between;"
+                " a checkpointed function must do the same both times"
             )
         if self.constants[k] != constants:
             self._differs(

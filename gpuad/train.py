@@ -18,6 +18,7 @@ from .plot import plot_losses
 from .runs import Run, refuse_run_in
 from .settings import Settings
 
+BAR = "{percentage:3.0f}%|{bar}| {n}/{total} [{elapsed}<{remaining}{postfix}]"  # fits in 80 columns
 WINDOWS, LAST_WINDOWS = 256, 2048  # of held-out text, for the losses on the way and for the last one
 
 
@@ -97,7 +98,7 @@ def take_steps(job: Job, run: Run, stop: Stop, memory: buffer.LiveBytes) -> None
     s, saved, shown = job.settings, job.done, ""
     batches = data.batches(job.text.train, batch=s.batch, length=s.length, seed=s.seed, start_step=job.done)
     began = time.perf_counter() - job.seconds
-    with tqdm(total=s.steps, initial=job.done, unit="step", disable=None, dynamic_ncols=True) as bar:
+    with tqdm(total=s.steps, initial=job.done, bar_format=BAR, disable=None, dynamic_ncols=True) as bar:
         for step, tokens in zip(range(job.done + 1, s.steps + 1), batches, strict=False):
             started, due, last = time.perf_counter(), step % s.save_every == 0, step == s.steps
             try:
@@ -106,7 +107,7 @@ def take_steps(job: Job, run: Run, stop: Stop, memory: buffer.LiveBytes) -> None
                 entry = {"step": step, "loss": loss, "tokens_per_second": round(rate, 1)}
                 if due or last:
                     entry["val_loss"] = job.held_out_loss(LAST_WINDOWS if last else WINDOWS)
-                    shown = f", held out {entry['val_loss']:.3f}"
+                    shown = f", val {entry['val_loss']:.3f}"
                 job.seconds = time.perf_counter() - began
                 run.log(entry | {"seconds": round(job.seconds, 3)})
                 stopping = stop.signal != 0  # asked once: a signal from here on is for the next step
@@ -118,7 +119,7 @@ def take_steps(job: Job, run: Run, stop: Stop, memory: buffer.LiveBytes) -> None
                     f"step {step} of the run in {run.folder} failed: {error}\n"
                     f"  the state after step {saved} is kept; a smaller --learning-rate may help"
                 ) from None
-            bar.set_postfix_str(f"loss {loss:.3f}{shown}, {rate:,.0f} bytes/s, {memory.peak / 2**20:.0f} MiB", False)
+            bar.set_postfix_str(f"loss {loss:.3f}{shown}, {rate:,.0f} tok/s, {memory.peak / 2**20:.0f} MiB", False)
             bar.update()
             if bar.disable and (due or last):
                 print(f"step {step}/{s.steps}: loss {loss:.3f}{shown}, {job.seconds:.0f} s", flush=True)

@@ -169,6 +169,7 @@ def test_the_default_recipe_is_the_one_that_was_tuned():
     shapes = {name: p.shape for name, p in job.model.named_parameters()}
     assert sum(np.prod(shape) for shape in shapes.values()) == job.model.num_parameters() == 826_112
     assert not any("position" in name for name in shapes)  # rotary
+    assert {(b.attention.rotary, b.attention.rotary_base) for b in job.model.blocks} == {(True, 1000.0)}
     decaying, others = job.optimizer.param_groups
     assert decaying["weight_decay"] == 0.1 and {p.ndim for p in decaying["params"]} == {2}
     assert others["weight_decay"] == 0.0 and {p.ndim for p in others["params"]} == {1}

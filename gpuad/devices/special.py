@@ -10,12 +10,11 @@ The coefficients are fits of `scripts/fit_erf.py`; a CUDA or C kernel computes t
 from __future__ import annotations
 
 import threading
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats: TypeAlias = NDArray[np.float32 | np.float64]
+Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float32 | np.float64]]"
 
 
 class Rational(NamedTuple):

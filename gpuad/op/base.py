@@ -8,7 +8,6 @@ Rules are written with public ops on tensors, which alone makes them differentia
 from __future__ import annotations
 
 import functools
-import inspect
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -57,7 +56,7 @@ class Op:
         """The rule with the slots it reads, checked when the op is defined."""
         if rule is None:
             return None
-        _, *names = inspect.signature(rule).parameters
+        _, *names = parameters(rule)
         if unknown := [n for n in names if n not in self.slots]:
             raise TypeError(f"{self.name}: a rule asks for {unknown}; it may name {list(self.slots)}")
         return rule, tuple(self.slots[n] for n in names)
@@ -115,6 +114,12 @@ class Op:
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"
+
+
+def parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of a function's parameters, without `*args`: read off its code, as there are hundreds at import."""
+    code = function.__code__
+    return code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
 
 
 def _sum_of(parts: list[Any]) -> Any:

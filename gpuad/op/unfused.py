@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from ..array import ANCHOR, COMPOSITE, Array
 from ..fuse.plan import eager, realize, realize_all
 from ..provenance import Site, blame
 from ..tensor import Tensor
-from .base import Op, Rule, same_device
+from .base import Op, Rule, parameters, same_device
 from .fused import structural
 
 
@@ -20,7 +19,7 @@ class View(Op):
     """An op whose result looks at its input's memory: `view(data, **params)` gives the view.  Linear."""
 
     def __init__(self, name: str, view: Callable[..., Any], *, transpose: Callable[..., Any], doc: str = "") -> None:
-        _, *params = inspect.signature(view).parameters
+        _, *params = parameters(view)
         super().__init__(name, ("x",), vjp=(transpose,), params=params, doc=doc)
         self.view = view
         self.jvp = [(lambda t, *values: self(t, **dict(zip(params, values, strict=True))), self._param_slots())]
@@ -87,7 +86,7 @@ class Joining(Opaque):
         split: Callable[..., list[Any]],
         doc: str = "",
     ) -> None:
-        _, *params = inspect.signature(infer).parameters
+        params = parameters(infer)  # besides the arrays
         super().__init__(name, (), infer=infer, into=into, params=params, doc=doc)
         self.split = split
 

@@ -2,7 +2,7 @@
 
 from ..op import structural
 from ..operators import operators
-from . import activations, assign, compare, create, elementwise, index, join, linalg, reduce, shape
+from . import activations, assign, compare, create, elementwise, index, join, linalg, shape
 
 structural.update(zeros_like=create.zeros_like)
 for _family in (activations, compare, elementwise, linalg, shape, join, index, assign):

@@ -5,7 +5,7 @@ No memory is written that a tape, a view or a pending expression may hold.
 
 from __future__ import annotations
 
-import dis
+import opcode
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -210,7 +210,7 @@ def _put_picked(merged: Merged, v: Value) -> Tensor:
 # --- is there a name? -------------------------------------------------------------------------
 # `x[0][1] = v` rebinds a handle that only the running statement refers to: what it assigns is lost.
 
-_STORES = {dis.opmap[name] for name in ("STORE_SUBSCR", "STORE_SLICE") if name in dis.opmap}
+_STORES = {opcode.opmap[name] for name in ("STORE_SUBSCR", "STORE_SLICE") if name in opcode.opmap}
 _counts: list[int] = []  # references to an object in an assignment, without and with a name
 
 
