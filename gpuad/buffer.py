@@ -36,7 +36,7 @@ observers: list[Observer] = []  # the one registry; empty costs one test per all
 class Buffer:
     """Memory on a device.  `owner` is the device library's array that holds it; Arrays are views of that."""
 
-    __slots__ = ("__weakref__", "borrowed", "category", "device", "lent", "nbytes", "owner", "site")
+    __slots__ = ("__weakref__", "borrowed", "category", "device", "lent", "nbytes", "owner", "reusable", "site")
 
     def __init__(
         self,
@@ -45,10 +45,12 @@ class Buffer:
         nbytes: int,
         *,
         borrowed: bool = False,
+        reusable: bool = False,
         category: str = "temporary",
         site: Site | None = None,
     ) -> None:
         self.owner, self.device, self.nbytes = owner, device, nbytes
+        self.reusable = reusable  # of a size that the device is asked for
         self.borrowed = borrowed  # others can write this memory
         self.lent: Site | None = None  # the line that gave it to them, where it is ours
         self.category = category
@@ -63,7 +65,7 @@ class Buffer:
         if observers:
             for observer in observers:
                 observer.freed(self)
-        if not self.borrowed:
+        if self.reusable and not self.borrowed:
             self.device.recycle(self.owner, self.nbytes)
 
     def lend(self, site: Site | None) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from . import __version__
 from .errors import DataError, GpuadError
-from .settings import Settings, flag
+from .training.settings import Settings, flag
 
 OFFERED = [f for f in dataclasses.fields(Settings) if f.metadata]
 
@@ -81,8 +81,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from .runs import Run
-    from .train import resume, start
+    from .training.loop import resume, start
+    from .training.runs import Run
 
     if arguments.sample < 0:
         raise DataError(f"--sample must be at least 0, got {arguments.sample}")

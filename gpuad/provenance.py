@@ -17,7 +17,7 @@ from typing import TypeAlias
 Site: TypeAlias = tuple[CodeType, int]
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
-_USERS = tuple(_PACKAGE + name for name in ("models" + os.sep, "cli", "train", "__main__"))
+_USERS = tuple(_PACKAGE + name for name in ("models" + os.sep, "training" + os.sep, "cli", "__main__"))
 _inside: dict[str, bool] = {}  # cache: is this file gpuad's own machinery?
 blamed: ContextVar[Site | None] = ContextVar("blamed", default=None)  # set while a derivative is computed
 

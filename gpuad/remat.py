@@ -123,8 +123,8 @@ class Region(Trace):
         finally:
             active_region.reset(token)
         step, self.step = self.step, self.step + 1
-        for y in out if type(out) is tuple else (out,):
-            self.record.watch(self, step, op, y)
+        for k, y in enumerate(out if type(out) is tuple else (out,)):
+            self.record.watch(self, step, k, op, y)
         return tuple([Tensor(y, self) for y in out]) if type(out) is tuple else Tensor(out, self)
 
     def capture(self, x: Tensor) -> Any:
@@ -175,7 +175,7 @@ class Record:
         self.name = name
         self.ops: list[tuple[str, Site | None]] = []
         self.constants: list[tuple[Any, ...]] = []  # the operands of each op that are not computed inside
-        self.written: dict[tuple[int, int], int] = {}  # fingerprint of the value of each op, where it was written
+        self.written: dict[tuple[int, int, int], int] = {}  # fingerprint of the value of each op, where it was written
 
     def check_operands(self, region: Region, op: Any, lower: list[Any], args: Sequence[Any]) -> None:
         """Note the op and its constants, or compare them with those of the first run."""
@@ -199,20 +199,20 @@ class Record:
                 k, "a constant it uses changed between the forward and the backward pass; pass it as an argument"
             )
 
-    def watch(self, region: Region, step: int, op: Any, y: Tensor) -> None:
+    def watch(self, region: Region, step: int, output: int, op: Any, y: Tensor) -> None:
         """Take, or compare, the fingerprint of `y` when it is written to memory."""
         array = y.array
         if getattr(op, "view", None) is not None or not array.device.computes:
             return
-        report = functools.partial(self._written, region.replay is not None, step)
+        report = functools.partial(self._written, region.replay is not None, step, output)
         if array.op is None:
             report(array)
         else:
             array.on_write = report if array.on_write is None else _both(array.on_write, report)
 
-    def _written(self, again: bool, step: int, array: Array) -> None:
+    def _written(self, again: bool, step: int, output: int, array: Array) -> None:
         found = fingerprint(array.device.to_numpy(array))
-        key = (step, array.size)
+        key = (step, output, array.size)
         if not again:
             self.written[key] = found
         elif self.written.get(key, found) != found:

@@ -71,7 +71,7 @@ def test_the_version_is_quick_to_ask():
     shown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     version, *modules = shown.stdout.splitlines()
     assert version == f"gpuad {gpuad.__version__}"
-    assert not {"gpuad.train", "safetensors", "tqdm", "matplotlib"}.intersection(modules)
+    assert not {"gpuad.training.loop", "safetensors", "tqdm", "matplotlib"}.intersection(modules)
 
 
 @pytest.mark.parametrize("arguments", [[], ["fly"], ["train", "--steps", "many"], ["train", "--stepz", "3"]])

@@ -613,7 +613,7 @@ class Session:
             with gpuad.no_grad() if cell[0].is_leaf else contextlib.nullcontext():
                 if fits and number(0, 1):
                     k = next(k for k, (_, v) in enumerate(self.cells) if v is fits[0])
-                    cell[0] -= self.cells[k][0]  # noqa: PLW2901
+                    cell[0] -= self.cells[k][0]
                     cell[1] = cell[1] - fits[0]
                 else:
                     cell[0] += other
@@ -631,11 +631,11 @@ class Session:
         elif kind == 14:
             tensor = self.cell()[0]
             if tensor.requires_grad and tensor.size:
-                before = {id(t): (t, None if t.grad is None else t.grad) for t, _ in self.cells if t.is_leaf}
-                for t, g in before.values():
+                for g in [t.grad for t, _ in self.cells]:
                     if g is not None and number(0, 1):
                         view = np.asarray(g)
                         self.views.append((view, view.copy()))
+                    del g
                 gpuad.sum(gpuad.sin(tensor)).backward(retain_graph=True)
         else:
             tensor, value = self.cell()
@@ -665,14 +665,14 @@ def _session(data, shapes, actions):
     session.check()
 
 
-@pytest.mark.xfail(strict=False, reason="the open bugs of handles and views below")
+@pytest.mark.xfail(run=False, reason="fails on the open bugs of handles and views below, and takes long to shrink")
 @settings(max_examples=60)
 @given(st.data())
 def test_handles_and_views_keep_their_values(data):
     _session(data, SMALL, 25)
 
 
-@pytest.mark.xfail(strict=False, reason="the open bugs of handles and views below")
+@pytest.mark.xfail(run=False, reason="fails on the open bugs of handles and views below, and takes long to shrink")
 @settings(max_examples=20)
 @given(st.data())
 def test_handles_and_views_of_large_arrays_keep_their_values(data):
@@ -704,8 +704,8 @@ def test_a_numpy_view_of_a_reshaped_tensor_keeps_its_values():
 
 @bug("the same, for every array in reused memory")
 def test_a_numpy_view_of_reused_memory_keeps_its_values():
-    for _ in range(3):
-        ones(100, 100).numpy()
+    x = ones(100, 100)
+    del x
     x = ones(100, 100)
     view = x.numpy()
     z = x + 1.0
@@ -736,7 +736,7 @@ def test_a_value_of_each_row_is_computed_once_from_what_it_overwrites(rows):
 
 
 @bug("a partial result over no elements is never written")
-@pytest.mark.parametrize("shape, row", [((0,), (1,)), ((3, 0), (3, 1)), ((3, 0), (3, 1))])
+@pytest.mark.parametrize("shape, row", [((0,), (1,)), ((3, 0), (3, 1))])
 def test_the_sum_of_nothing_is_0(shape, row):
     with poisoned():
         assert gpuad.sum(gpuad.zeros(shape) - 0.5 * ones(*row)).item() == 0
@@ -862,11 +862,10 @@ def test_a_long_chain_of_products_is_computed():
 
 @bug("broadcast_to() does not survey, so the depths that are looked at can all be skipped")
 def test_a_long_chain_of_sums_and_broadcasts_is_computed():
-    x = gpuad.full((4,), 0.25)
-    x.numpy()
+    x = gpuad.asarray(np.ones(1))
     for _ in range(2000):
-        x = 0.25 * gpuad.broadcast_to(gpuad.sum(x), (4,))
-    assert (x.numpy() == 0.25).all()
+        x = gpuad.broadcast_to(gpuad.sum(x), (1,))
+    assert x.item() == 1
 
 
 @bug("scalars are cast outside of errstate")

@@ -24,7 +24,7 @@ README = ROOT / "README.md"
 # Lowest first. A module imports from its own layer and from those before it. An entry is a module, or a package with
 # all that is in it; the longest entry that fits decides. "__init__" is gpuad/__init__.py itself.
 LAYERS = (
-    ("errors", "provenance", "tree", "dtype"),
+    ("errors", "provenance", "files", "tree", "dtype"),
     ("buffer",),
     ("array",),
     ("devices.device", "devices.special", "devices.reuse", "fuse"),
@@ -41,8 +41,7 @@ LAYERS = (
     ("__init__",),
     ("numpy_functions",),
     ("numpy_names",),
-    ("files", "plot"),
-    ("settings", "runs", "train"),
+    ("info", "training"),
     ("cli", "__main__"),
 )
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float32 | np.float64]]"
+Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float32 | np.float64]]
 
 
 class Rational(NamedTuple):

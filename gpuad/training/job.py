@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import __version__, data
-from .convert import asarray
-from .devices import Device
-from .devices import device as find_device
-from .errors import DataError, DeviceError, NonFiniteError
-from .models import GPT, GPTConfig, sample
-from .optim import AdamW, cosine_with_warmup
-from .random import Generator
-from .remat import checkpoint
+from .. import __version__, data
+from ..convert import asarray
+from ..devices import Device
+from ..devices import device as find_device
+from ..errors import DataError, DeviceError, NonFiniteError
+from ..models import GPT, GPTConfig, sample
+from ..optim import AdamW, cosine_with_warmup
+from ..random import Generator
+from ..remat import checkpoint
+from ..trace import no_grad
 from .runs import VERSION, Run
 from .settings import Settings
-from .trace import no_grad
 
 
 class Job:

@@ -21,10 +21,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from . import nn
-from .errors import DataError
-from .files import PARTIAL, replacing
-from .tensor import Tensor
+from .. import nn
+from ..errors import DataError
+from ..files import PARTIAL, replacing
+from ..tensor import Tensor
 
 if sys.platform != "win32":
     import fcntl

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .files import replacing
+from ..files import replacing
 
 LIGHT, DARK, ACCENT, GREY = "#a6c8e4", "#1f5c99", "#d9541a", "#5a5a5a"
 

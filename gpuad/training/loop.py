@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from . import buffer, data
-from .errors import NonFiniteError
+from .. import buffer, data
+from ..errors import NonFiniteError
 from .job import Job
 from .plot import plot_losses
 from .runs import Run, refuse_run_in

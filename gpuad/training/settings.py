@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import DataError
+from ..errors import DataError
 
 
 def _option(default: Any, metavar: str, text: str) -> Any:

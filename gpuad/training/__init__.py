@@ -1,0 +1,1 @@
+"""What `gpuad train` is made of: settings, the job, its folder, the loop."""
