@@ -29,7 +29,7 @@ from .provenance import Site, here
 from .provenance import describe as describe_site
 from .tape import sweep
 from .tensor import Tensor
-from .trace import ForwardTrace, ReverseTrace, Trace, active_region, apply
+from .trace import ForwardTrace, ReverseTrace, Trace, active_region, apply, horizon
 
 
 def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -89,7 +89,9 @@ class Region(Trace):
         self.record = record
         self.replay = replay  # in a second run, what stands for the captured tensors
         self.captured: list[Tensor] = []
-        self.seen: dict[int, Any] = {}  # what stands inside for each captured tensor
+        self.seen: dict[
+            tuple[int, int], tuple[Tensor, Any, Any]
+        ] = {}  # (handle, its data, what stands for them inside)
         self.step = 0
         self.parent: Any = None
 
@@ -106,6 +108,9 @@ class Region(Trace):
 
     def apply(self, op: Any, args: Sequence[Any], params: dict[str, Any]) -> Any:
         """`op` on what stands inside for `args`; the levels below see neither this region nor anything outside it."""
+        if self.id < horizon.get():  # inside no_grad(): constants, which are compared where they meet the rest
+            with self._outside():
+                return apply(op, [a if type(a) in WEAK else Tensor(a.array) for a in args], params)
         lower = []
         for a in args:
             if type(a) in WEAK:
@@ -117,23 +122,29 @@ class Region(Trace):
             else:
                 lower.append(a)
         self.record.check_operands(self, op, lower, args)
-        token = active_region.set(self.parent)
-        try:
+        with self._outside():
             out = apply(op, lower, params)
-        finally:
-            active_region.reset(token)
         step, self.step = self.step, self.step + 1
         for k, y in enumerate(out if type(out) is tuple else (out,)):
             self.record.watch(self, step, k, op, y)
         return tuple([Tensor(y, self) for y in out]) if type(out) is tuple else Tensor(out, self)
 
+    @contextmanager
+    def _outside(self) -> Iterator[None]:
+        """As seen by the region around this one, if there is one."""
+        token = active_region.set(self.parent)
+        try:
+            yield
+        finally:
+            active_region.reset(token)
+
     def capture(self, x: Tensor) -> Any:
         """What stands inside for a differentiated tensor from outside."""
-        found = self.seen.get(id(x))
-        if found is not None:
-            return found
+        key = (id(x), id(x.data))  # a handle may be rebound inside; both are kept alive below
+        if key in self.seen:
+            return self.seen[key][2]
         k = len(self.captured)
-        self.captured.append(x)
+        self.captured.append(x.alias())
         if self.replay is None:
             inside: Any = Tensor(x.array)
         elif k >= len(self.replay):
@@ -150,7 +161,7 @@ class Region(Trace):
                     f" forward and the backward pass\n  used at {describe_site(here(3))}; now it is the value made at"
                     f" {describe_site(x.array.site)}\n  call backward() first, or pass the tensor as an argument"
                 )
-        self.seen[id(x)] = inside
+        self.seen[key] = x, x.data, inside
         return inside
 
 

@@ -120,7 +120,11 @@ def backward(y: Tensor, gradient: Any = None, retain_graph: bool = False, create
             )
         seed = ones_like(y)
     else:
-        seed = gradient if isinstance(gradient, Tensor) else asarray(gradient, dtype=y.dtype, device=y.device)
+        seed = (
+            gradient.to(y.dtype) if isinstance(gradient, Tensor) else asarray(gradient, dtype=y.dtype, device=y.device)
+        )
+        if not create_graph:
+            seed = seed.detach()
         if seed.shape != y.shape:
             raise ShapeError(f"gradient= is {describe(seed)}, but backward() was called on {describe(y)}")
     if seed.trace is None and seed.data.buffer is not None and seed.data.buffer.borrowed:
@@ -137,7 +141,7 @@ def accumulate(leaf: Leaf, g: Tensor, attached: bool) -> None:
     with leaf.lock:
         old = leaf.grad
         if old is None:
-            leaf.grad = g
+            leaf.grad = g.alias()
             return
         if attached:
             leaf.grad = old + g

@@ -140,6 +140,10 @@ class Tensor(Operators, Exports):
         """
         operators.backward(self, gradient, retain_graph, create_graph)
 
+    def alias(self) -> Tensor:
+        """The same value under another handle: rebinding one, with `+=` or `[...] =`, leaves the other alone."""
+        return Tensor(self.data, self.trace, self.link)
+
     def detach(self) -> Tensor:
         """The same values, constant for every derivative."""
         return Tensor(self.array)

@@ -48,7 +48,7 @@ class ReverseTrace(Trace):
 
     def leaf(self, x: Tensor) -> Tensor:
         """`x` as an argument to differentiate with respect to; its ambient history stays behind."""
-        inner = x if x.trace is not None else Tensor(x.data)
+        inner = x.alias() if x.trace is not None else Tensor(x.data)
         return Tensor(inner, self, (Leaf(None, None), 0))
 
     def lift(self, op: Any, args: list[Any], lower: list[Any], out: Any, params: dict[str, Any]) -> Any:
@@ -136,7 +136,10 @@ def record(op: Any, parents: list[Link | None], values: list[Any], y: Any, param
     n = len(values)
     saved: list[Any] = [None] * (n + len(ys))
     for k in keep:
-        v = saved[k] = values[k] if k < n else ys[k - n]
+        v = values[k] if k < n else ys[k - n]
+        if isinstance(v, Tensor):
+            v = v.alias()  # the user may rebind theirs
+        saved[k] = v
         array = bottom(v)
         if array is not None:
             array.kept += 1

@@ -62,7 +62,9 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[An
             if link is not None:
                 seeds.append((link, ct.to(dtype)))
         gradients = sweep(seeds, retain=retain)
-        parts = [gradients[n] if n in gradients else zeros_like(x) for n, x in zip(nodes, primal_values, strict=True)]
+        parts = [
+            gradients[n].alias() if n in gradients else zeros_like(x) for n, x in zip(nodes, primal_values, strict=True)
+        ]
         pulled: tuple[Any, ...] = structure.unflatten(parts)
         return pulled
 
@@ -72,7 +74,10 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[An
 
 def _outside(x: Any, trace: Any) -> Any:
     """`x` as those outside `trace` see it."""
-    return x.data if isinstance(x, Tensor) and x.trace is trace else x
+    if not isinstance(x, Tensor):
+        return x
+    inner: Tensor = x.data if x.trace is trace else x
+    return inner.alias()
 
 
 def jvp(f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
@@ -86,7 +91,7 @@ def jvp(f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) 
         if t.shape != x.shape:
             raise ShapeError(f"jvp() got the tangent {describe(t)} for {describe(x)}")
     trace = ForwardTrace()
-    boxes = [Tensor(x, trace, t.to(x.dtype)) for x, t in zip(xs, ts, strict=True)]
+    boxes = [Tensor(x.alias(), trace, t.to(x.dtype).alias()) for x, t in zip(xs, ts, strict=True)]
     try:
         out = f(*structure.unflatten(boxes))
     finally:
@@ -94,7 +99,7 @@ def jvp(f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) 
     found, shape = tree.flatten(out)
     outputs = [as_operand(y) for y in found]
     results = [_outside(y, trace) for y in outputs]
-    slopes = [y.link if y.trace is trace else zeros_like(y) for y in outputs]
+    slopes = [y.link.alias() if y.trace is trace else zeros_like(y) for y in outputs]
     return shape.unflatten(results), shape.unflatten(slopes)
 
 

@@ -9,6 +9,7 @@ with use_device("meta"): ...
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -32,7 +33,7 @@ def device(name: str | Device, *, like: str | None = None) -> Device:
     key = (name, like or "")
     found = _devices.get(key)
     if found is None:
-        found = _devices[key] = _make(name, like)
+        found = _devices.setdefault(key, _make(name, like))
     return found
 
 
@@ -48,6 +49,16 @@ def _make(name: str, like: str | None) -> Device:
     if name == "cuda" or name.startswith("cuda:"):
         raise DeviceError(f"{name} is not available: {missing_cuda()}")
     raise DeviceError(f'there is no device {name!r}; the names are "cpu", "cuda", "cuda:<index>" and "meta"')
+
+
+def _after_fork() -> None:
+    """A child has none of its parent's threads to give a lock back."""
+    for found in _devices.values():
+        found.lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def missing_cuda() -> str:

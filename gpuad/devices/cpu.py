@@ -45,7 +45,9 @@ class CPU(Device):
         """A computed Array of undefined contents."""
         nbytes = math.prod(shape) * dtype.itemsize
         data, owner = self.reuse.take(shape, dtype, nbytes)
-        return computed(data, Buffer(owner, self, nbytes, reusable=True, category=category, site=site), shape, dtype, site)
+        return computed(
+            data, Buffer(owner, self, nbytes, reusable=True, category=category, site=site), shape, dtype, site
+        )
 
     def recycle(self, owner: Any, nbytes: int) -> None:
         """Keep the memory of a buffer that is going, for another."""

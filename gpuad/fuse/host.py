@@ -45,7 +45,7 @@ def run(kernel: Kernel) -> None:
         if len(_programs) >= MAX_PROGRAMS:
             _programs.clear()
         program = _programs[key] = Program(kernel)
-    with _lock:
+    with _lock, np.errstate(all="ignore"):
         program.run(kernel)
 
 
@@ -411,6 +411,16 @@ class Gathered:
             out[r - r0 : r - r0 + count] = data[index][first : first + count, c0:c1]
             r += count
         return out
+
+
+def _after_fork() -> None:
+    """A child has none of its parent's threads, and none to give a lock back."""
+    global _pool, _lock
+    _pool, _lock = None, threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _executor() -> ThreadPoolExecutor:

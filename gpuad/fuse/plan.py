@@ -18,9 +18,11 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from operator import attrgetter
+from typing import Any
 from weakref import ref
 
 from ..array import ANCHOR, ELEMENTWISE, ROW, SOURCE, TOTAL, Array, Shape
+from ..errors import GpuadError
 from .kernel import Kernel, row_shape, space_of, watchers
 
 STORE_COST = 48.0  # additions an element may take to compute again before it is stored; see benchmarks/test_costs.py
@@ -41,12 +43,14 @@ def realize(array: Array) -> Array:
 
 def realize_all(arrays: Iterable[Array]) -> None:
     """Compute `arrays` in as few kernels as their spaces allow."""
-    pending = {id(a): a for a in arrays if a.op is not None}
-    if not pending:
-        return
-    roots = list(pending.values())
-    with roots[0].device.lock:
-        _compute([ref(a) for a in roots], set(pending))
+    by_device: dict[int, dict[int, Array]] = {}
+    for a in arrays:
+        if a.op is not None:
+            by_device.setdefault(id(a.device), {})[id(a)] = a
+    for pending in by_device.values():
+        roots = list(pending.values())
+        with roots[0].device.lock:
+            _compute([ref(a) for a in roots], set(pending))
 
 
 def _compute(roots: Sequence[ref[Array]], wanted: set[int]) -> None:
@@ -145,16 +149,37 @@ def _run(roots: Sequence[Array], nodes: list[Array], space: Shape, wanted: set[i
     device = outputs[0].device
     made = []
     for y in outputs:
-        donor = _donor_for(y, nodes.index(y), donors, last) if donors else None
+        donor = _donor_for(y, nodes.index(y), donors, last) if donors and y.shape == space else None
         made.append(donor if donor is not None else device.allocate(y.shape, y.dtype, site=y.site))
     kernel.results = [m.data for m in made]
     if device.computes:
         for watcher in watchers:
             watcher(kernel)
-    device.run(kernel)
+    try:
+        device.run(kernel)
+    except BaseException:  # Ctrl-C among them: what was to be written over may be half written
+        for x in made:
+            if any(x is leaf for leaf in leaves):
+                x.op, x.data, x.inputs = _LOST, None, ()
+        raise
     for y, m in zip(outputs, made, strict=True):
         assert m.buffer is not None
         y.compute(m.data, m.buffer)
+
+
+class _Lost:
+    """What stands for the operation of an array whose memory an interrupted kernel was writing over."""
+
+    name, fusion, into = "lost", ANCHOR, None
+
+    def forward(self, *_: object, **__: object) -> object:
+        """Never: a GpuadError."""
+        raise GpuadError("this value was lost when the kernel that used it was interrupted; compute it again")
+
+    infer = forward
+
+
+_LOST: Any = _Lost()
 
 
 def _reads(nodes: list[Array]) -> tuple[dict[int, int], list[Array], dict[int, int]]:
@@ -247,6 +272,8 @@ def exclusive(array: Array, held: int) -> bool:
     """
     buffer = array.buffer
     if buffer is None or buffer.borrowed or sys.getrefcount(array) > held + 2:  # and our own two
+        return False
+    if sys.getrefcount(array.data) > 2 + (array.data is buffer.owner):  # a view of NumPy's may hold a view of ours
         return False
     return sys.getrefcount(buffer) <= 3 and buffer.views() <= 1
 

@@ -35,6 +35,8 @@ class Total:
         """Memory for the partial results of every chunk."""
         rows, cols = program.rows, program.cols
         self.flat = program.flat
+        if not rows * cols:
+            return np.empty((0, cols) if self.by_column else 0, self.dtype)
         if self.by_column:
             return np.empty((-(-rows // (self.chunk_rows * GROUP)), cols), self.dtype)
         if self.flat:

@@ -83,7 +83,7 @@ class Elementwise(Op):
         parts = super().pull(g, frame, traced)
         like = frame[len(self.inputs) + 1]
         if like is None:
-            return parts
+            like = [(g.shape, g.dtype)] * len(parts)
         return [p if p is None else unbroadcast(p, *spec) for p, spec in zip(parts, like, strict=True)]
 
     def push(self, tangents: list[Any], frame: list[Any]) -> Any:
@@ -136,7 +136,7 @@ class Elementwise(Op):
 def unbroadcast(g: Tensor, shape: Shape, dtype: DType) -> Tensor:
     """The cotangent `g` of a broadcast value, as one of the value itself."""
     if g.shape != shape:
-        g = structural["sum_to"](g, shape)
+        g = structural["sum_to" if len(g.shape) >= len(shape) else "broadcast_to"](g, shape)
     return g if g.dtype == dtype else structural["astype"](g, dtype)
 
 
@@ -170,6 +170,8 @@ def broadcast_shape(name: str, arrays: Sequence[Any]) -> Shape:
 
 def _check_range(name: str, arrays: Sequence[Any], dtypes: tuple[DType, ...]) -> None:
     for a, dtype in zip(arrays, dtypes, strict=True):
+        if type(a) is int and dtype.kind not in "iub" and abs(a) >= 2**1024:
+            raise DTypeError(f"{name}() got an integer of {len(str(a))} digits, which {dtype} cannot hold")
         if type(a) is int and dtype.kind in "iu":
             info = np.iinfo(dtype.type)  # type: ignore[type-var]  # an integer dtype, as its kind says
             if not info.min <= a <= info.max:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..array import ANCHOR, COMPOSITE, Array
-from ..fuse.plan import eager, realize, realize_all
+from ..fuse.plan import SURVEY_EVERY, cut, eager, realize, realize_all
 from ..provenance import Site, blame
 from ..tensor import Tensor
 from .base import Op, Rule, parameters, same_device
@@ -116,7 +117,10 @@ class Anchor(Opaque):
     def evaluate(self, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Any:
         device = same_device(self.name, arrays)
         shape, dtype = self.infer(arrays, params)
-        y = Array(shape, dtype, device, self, tuple(arrays), tuple(params.items()), 1, site)
+        depth = 1 + max(a.depth for a in arrays)
+        if depth % SURVEY_EVERY == 0 and cut(arrays, depth, math.prod(shape) * dtype.itemsize):
+            depth = 1
+        y = Array(shape, dtype, device, self, tuple(arrays), tuple(params.items()), depth, site)
         if eager.get() or any(a.buffer is not None and a.buffer.borrowed for a in arrays):
             realize(y)
         return y

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..convert import as_operand
 from ..dtype import DType, bool_
 from ..errors import DTypeError
 from ..op import Elementwise
@@ -226,7 +227,7 @@ def clip(x: Any, /, min: Any = None, max: Any = None) -> Tensor:
     """
     result: Tensor
     if min is None:
-        result = x if max is None else _lower(x, max)
+        result = as_operand(x).alias() if max is None else _lower(x, max)
     else:
         result = _raise(x, min) if max is None else _clip(x, min, max)
     return result

@@ -12,7 +12,7 @@ from ..array import Shape
 from ..convert import asarray
 from ..devices import Device, default_device
 from ..devices import device as find_device
-from ..dtype import DEFAULT_FLOAT, DEFAULT_INT, DType, as_dtype, bool_, is_float, of_scalar
+from ..dtype import DEFAULT_FLOAT, DEFAULT_INT, WEAK, DType, Scalar, as_dtype, bool_, is_float, of_scalar
 from ..errors import DTypeError, ShapeError
 from ..op import Source
 from ..provenance import here
@@ -52,8 +52,21 @@ def full(
         from .shape import broadcast_to
 
         return broadcast_to(fill_value.to(fill_value.dtype if dtype is None else dtype), _shape(shape))
+    if isinstance(fill_value, np.generic):
+        dtype, fill_value = fill_value.dtype if dtype is None else dtype, fill_value.item()
+    if type(fill_value) not in WEAK:
+        raise DTypeError(f"full() needs a number to fill with, got {type(fill_value).__name__}")
     kind = of_scalar(type(fill_value)) if dtype is None else as_dtype(dtype)
+    _check_fill(fill_value, kind)
     return Tensor(constant.make(_shape(shape), kind, _device(device), (fill_value,), here(2)))
+
+
+def _check_fill(value: Scalar, dtype: DType) -> None:
+    """A DTypeError for a number that `dtype` cannot hold."""
+    if dtype.kind in "iu":
+        info = np.iinfo(dtype.type)  # type: ignore[type-var]  # an integer dtype, as its kind says
+        if not info.min <= value <= info.max:  # nor nan, nor inf
+            raise DTypeError(f"{dtype} cannot hold {value} (it goes from {info.min} to {info.max})")
 
 
 def zeros(shape: int | Sequence[int], *, dtype: Any = None, device: str | Device | None = None) -> Tensor:

@@ -193,7 +193,7 @@ def diff(x: Any, /, *, axis: int = -1, n: int = 1, prepend: Any = None, append: 
     leading = (slice(None),) * along
     for _ in range(n):
         y = y[(*leading, slice(1, None))] - y[(*leading, slice(None, -1))]
-    return y
+    return y.alias()
 
 
 __all__ = ["cumulative_prod", "cumulative_sum", "diff"]

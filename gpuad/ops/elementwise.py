@@ -333,7 +333,7 @@ def _rounding(name: str, numpy: Any, cuda: str, doc: str) -> Any:
         tensor = as_operand(x)
         if tensor.dtype == bool_:
             raise DTypeError(f"{name}() needs numbers, got {describe(tensor)}")
-        return op(tensor) if is_float(tensor.dtype) else tensor
+        return op(tensor) if is_float(tensor.dtype) else tensor.alias()
 
     rounded.__name__ = rounded.__qualname__ = name
     rounded.__doc__ = doc
@@ -365,12 +365,14 @@ def nextafter(x1: Any, x2: Any, /) -> Tensor:
 
 def real(x: Any, /) -> Tensor:
     """The real part of each element: `x` itself."""
-    return as_operand(x)
+    result: Tensor = positive(x)
+    return result
 
 
 def conj(x: Any, /) -> Tensor:
     """The complex conjugate of each element: `x` itself."""
-    return as_operand(x)
+    result: Tensor = positive(x)
+    return result
 
 
 def imag(x: Any, /) -> Tensor:

@@ -66,7 +66,7 @@ def _scatter_forward(xp: Any, x: Any, index: Any, axis: int, length: int) -> Any
     values = wide.reshape(-1)
     out = xp.zeros(before * length * width, wide.dtype)
     if not values.size:
-        return out.reshape(shape)
+        return out.reshape(shape).astype(dtype)
     starts = (xp.arange(before)[:, None] * length + index.reshape(-1)).reshape(-1) * width
     columns = xp.arange(width)
     rows = max(1, SCATTERED_AT_ONCE // width)

@@ -55,7 +55,7 @@ def _rows(x: Tensor) -> Tensor:
 def _rows_first(x: Tensor) -> Tensor:
     """All matrices of `x` beside each other."""
     n = x.ndim
-    return reshape(permute_dims(x, (n - 2, *range(n - 2), n - 1)), (x.shape[-2], x.size // max(x.shape[-2], 1)))
+    return reshape(permute_dims(x, (n - 2, *range(n - 2), n - 1)), (x.shape[-2], math.prod(x.shape[:-2]) * x.shape[-1]))
 
 
 _product: Anchor = Anchor(

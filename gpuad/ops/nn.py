@@ -27,7 +27,7 @@ from .index import scatter_add
 from .linalg import matmul, matrix_transpose
 from .reduce import max as row_max
 from .rows import cross_entropy, floating, layer_norm, log_softmax, rms_norm, row_sum, softmax, through_softmax, wide
-from .shape import astype, broadcast_to, sum_to
+from .shape import astype, broadcast_to, same, sum_to
 
 # --- look-up and rotation ---------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ def dropout(x: Any, p: float = 0.5, /, *, generator: random.Generator | None = N
     if not 0.0 <= p <= 1.0:
         raise DataError(f"dropout() needs a probability p from 0 to 1, got {p}")
     if not training or p == 0.0:
-        return given
+        return same(given)
     if p == 1.0:
         kept, factor = full_like(given, False, dtype=bool_), 1.0
     else:

@@ -19,7 +19,7 @@ from ..tensor import Tensor
 from .compare import equal, isfinite, not_equal, where
 from .cumulative import accumulated_dtype, product_of_others
 from .elementwise import exp, log
-from .shape import astype, broadcast_to, normalize_axis, permute_dims, reshape
+from .shape import astype, broadcast_to, normalize_axis, permute_dims, reshape, same
 
 _OVER = ("row", "column", "all")
 
@@ -107,7 +107,7 @@ def _count(x: Tensor, axes: tuple[int, ...]) -> int:
 def reduce_by(primitives: dict[str, Any], x: Tensor, axes: tuple[int, ...], keepdims: bool) -> Tensor:
     """`x` reduced over `axes` by the primitive that fits, rearranged first where none does."""
     if not axes:
-        return x
+        return same(x)
     rest = tuple(k for k in range(x.ndim) if k not in axes)
     count, inner = _count(x, axes), tuple(x.shape[k] for k in rest)
     if not rest:

@@ -23,7 +23,7 @@ from .compare import where
 from .create import arange
 from .elementwise import exp, log
 from .reduce import max, mean, sum
-from .shape import astype, moveaxis, normalize_axis, reshape
+from .shape import astype, moveaxis, normalize_axis, reshape, same
 
 
 def floating(x: Any) -> Tensor:
@@ -96,7 +96,7 @@ def _along(op: Composite, x: Tensor, axis: int) -> Tensor:
     """`op`, which works along the last axis, along `axis`."""
     k = normalize_axis(axis, x, op.name)
     if x.size == 0:
-        return x
+        return same(x)
     if k == x.ndim - 1:
         result: Tensor = op(x)
         return result

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ..array import Array, Shape, describe
+from ..array import COMPOSITE, Array, Shape, describe
 from ..convert import as_operand
 from ..dtype import DType, as_dtype, is_float
 from ..errors import DTypeError, ShapeError
+from ..fuse.plan import SURVEY_EVERY, cut
 from ..op import Elementwise, Op, Opaque, View, broadcast_shape, structural
 from ..provenance import Site
 from ..tensor import Tensor
@@ -41,9 +42,26 @@ class _Cast(Elementwise):
         return (dtype,), self.target
 
 
+class _Same(Op):
+    """The value itself, which is how a function that changes nothing gives back a handle of its own."""
+
+    fusion = COMPOSITE
+
+    def __init__(self) -> None:
+        super().__init__("same", ("x",), vjp=(lambda g: g,), jvp=(lambda t: t,))
+
+    def evaluate(self, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Array:
+        array: Array = arrays[0]
+        return array
+
+
+_same = _Same()
+
+
 def same(x: Tensor) -> Tensor:
     """The value of `x` under a handle of its own: rebinding one leaves the other alone."""
-    return Tensor(x.data, x.trace, x.link)
+    result: Tensor = _same(x)
+    return result
 
 
 def astype(x: Tensor, dtype: Any, /, *, copy: bool = True) -> Tensor:
@@ -225,8 +243,11 @@ class _Broadcast(Op):
         if x.op is constant:
             same: Array = constant.make(shape, x.dtype, x.device, x.params, site)
             return same
-        if x.op is not None:
-            return Array(shape, x.dtype, x.device, self.spread, (x,), (), x.depth + 1, site)
+        depth = x.depth + 1
+        if x.op is not None and not (
+            depth % SURVEY_EVERY == 0 and cut([x], depth, math.prod(shape) * x.dtype.itemsize)
+        ):
+            return Array(shape, x.dtype, x.device, self.spread, (x,), (), depth, site)
         return x.device.view(x, np.broadcast_to(x.data, shape), site)  # type: ignore[no-any-return]
 
 
