@@ -11,8 +11,6 @@ from math import nan as nan
 from math import pi as pi
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-from . import nn as nn
-from . import optim as optim
 from . import random as random
 from . import tree as tree
 from .convert import asarray as asarray
@@ -68,6 +66,8 @@ from .transforms import vjp as vjp
 if _TYPE_CHECKING:
     from . import data as data
     from . import models as models
+    from . import nn as nn
+    from . import optim as optim
 
 newaxis = None
 __array_api_version__ = "2024.12"
@@ -75,7 +75,7 @@ __version__ = "0.1.0.dev0"
 
 
 def __getattr__(name: str) -> object:
-    """`gpuad.data` and `gpuad.models`, imported when first asked for: not every program needs them."""
-    if name in ("data", "models"):
+    """`gpuad.nn`, `optim`, `data` and `models`, imported when first asked for: not every program needs them."""
+    if name in ("data", "models", "nn", "optim"):
         return _importlib.import_module(f"gpuad.{name}")
     raise AttributeError(f"module 'gpuad' has no attribute {name!r}")
