@@ -2,7 +2,7 @@
 
 import sys
 
-from .cli import entry
+from .cli import main
 
 if __name__ == "__main__":
-    sys.exit(entry())
+    sys.exit(main())

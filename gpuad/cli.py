@@ -17,18 +17,6 @@ from .training.settings import Settings, flag
 OFFERED = [f for f in dataclasses.fields(Settings) if f.metadata]
 
 
-def entry() -> int:
-    """The `gpuad` command: `main`, in a process whose OpenBLAS threads do not spin while they wait.
-
-    OpenBLAS reads its settings when NumPy is loaded, so the process starts over, once, with the variable set.
-    """
-    posix = os.name == "posix" and bool(sys.executable)
-    if sys.argv[1:2] == ["train"] and posix and "OPENBLAS_THREAD_TIMEOUT" not in os.environ:
-        os.environ["OPENBLAS_THREAD_TIMEOUT"] = "4"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    return main()
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code.  An error is one message on stderr and the exit code 2."""
     arguments = _parser().parse_args(argv)

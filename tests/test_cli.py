@@ -1,6 +1,5 @@
 """The command line: what it prints, how it starts, and that the program beside it does the same job."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -92,61 +91,6 @@ def test_an_error_is_one_message_on_stderr_and_code_2(tmp_path):
 
 
 # --- how it starts ----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def script(tmp_path):
-    """A console script as an installer writes it, which notes the process and OpenBLAS's setting at each start."""
-    path = tmp_path / "bin" / "gpuad"
-    path.parent.mkdir()
-    path.write_text(
-        f"#!{sys.executable}\n"
-        "import os, sys\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        f"with open({str(tmp_path / 'starts')!r}, 'a') as file:\n"
-        "    print(os.getpid(), os.environ.get('OPENBLAS_THREAD_TIMEOUT'), *sys.argv[1:], file=file)\n"
-        "from gpuad.cli import entry\n"
-        "sys.exit(entry())\n"
-    )
-    path.chmod(0o755)
-    return path
-
-
-def environment(**changes):
-    return {k: v for k, v in os.environ.items() if k != "OPENBLAS_THREAD_TIMEOUT"} | changes
-
-
-posix = pytest.mark.skipif(os.name != "posix", reason="the process starts over on POSIX only")
-
-
-@posix
-def test_the_command_starts_over_once_in_the_same_process_with_the_same_arguments(script, tmp_path):
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    for name in ("gpuad", "random", "numpy"):  # what lies in the current folder is not imported
-        (elsewhere / f"{name}.py").write_text("raise SystemExit('imported from the current folder')")
-    arguments = ["train", "--data", "a b", "--seed", "3"]
-    process = subprocess.run([script, *arguments], cwd=elsewhere, env=environment(), capture_output=True, text=True)
-    assert process.returncode == 2 and "a b does not exist" in process.stderr, process.stderr
-    (pid, first, *given), (same_pid, second, *again) = (
-        line.split() for line in (tmp_path / "starts").read_text().splitlines()
-    )
-    assert pid == same_pid and (first, second) == ("None", "4")
-    assert given == again == " ".join(arguments).split()
-
-
-@posix
-def test_a_setting_of_the_user_stays(script, tmp_path):
-    subprocess.run(
-        [script, "train", "--data", "missing"], env=environment(OPENBLAS_THREAD_TIMEOUT="9"), capture_output=True
-    )
-    assert [line.split()[1] for line in (tmp_path / "starts").read_text().splitlines()] == ["9"]
-
-
-@posix
-def test_other_commands_do_not_start_over(script, tmp_path):
-    subprocess.run([script, "info"], env=environment(), check=True, capture_output=True)
-    assert [line.split()[1] for line in (tmp_path / "starts").read_text().splitlines()] == ["None"]
 
 
 @posix

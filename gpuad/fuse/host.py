@@ -20,7 +20,7 @@ from .kernel import Kernel, row_shape, structure
 from .totals import CHUNK, GROUP, Total
 
 BLOCK = 65536  # elements of one block: fewer calls weigh more than a smaller cache
-THREADED = 1 << 20  # element operations from which a kernel is worth two threads
+THREADED = 1 << 25  # element operations from which a kernel is worth two threads: below, they wait for each other
 THREADS = max(1, min(2, os.cpu_count() or 1))
 
 FULL, PER_ROW, PER_COLUMN, ONE, STRIDED = range(5)  # how a register meets the space

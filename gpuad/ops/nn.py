@@ -64,26 +64,34 @@ def embedding(weight: Any, indices: Any, /) -> Tensor:
 
 
 @functools.lru_cache(maxsize=8)  # two small tables for each shape that a model uses
-def _turns(length: int, pairs: int, base: float, offset: int, dtype: DType) -> tuple[Any, Any]:
-    """The cosine and sine of position * base^(-k / pairs): [length, pairs]."""
+def _turns(length: int, pairs: int, base: float, offset: int, interleaved: bool, dtype: DType) -> tuple[Any, Any]:
+    """For each feature of each position the cosine of its angle, and the sine with the sign its partner takes."""
     angles = np.arange(offset, offset + length)[:, None] * base ** (-np.arange(pairs) / pairs)
-    return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+    cos, sin = np.cos(angles), np.sin(angles)
+    if interleaved:
+        both = np.repeat(cos, 2, axis=1), np.stack([-sin, sin], axis=2).reshape(length, 2 * pairs)
+    else:
+        both = np.concatenate([cos, cos], axis=1), np.concatenate([-sin, sin], axis=1)
+    return both[0].astype(dtype), both[1].astype(dtype)
 
 
-def _rotate_forward(xp: Any, x: Any, base: float, offset: int, interleaved: bool, sign: int) -> Any:
+def _rotate_into(x: Any, out: Any, base: float, offset: int, interleaved: bool, sign: int) -> None:
     pairs, dtype = x.shape[-1] // 2, compute_dtype(x.dtype)
-    cos, sin = (xp.asarray(table) for table in _turns(x.shape[-2], pairs, base, offset, dtype))
+    cos, sin = _turns(x.shape[-2], pairs, base, offset, interleaved, dtype)
+    x = x.astype(dtype, copy=False)
+    partner = np.empty(x.shape, dtype)
     first, second = (
         ((..., slice(0, None, 2)), (..., slice(1, None, 2)))
         if interleaved
         else ((..., slice(None, pairs)), (..., slice(pairs, None)))
     )
-    a, b = x[first].astype(dtype, copy=False), x[second].astype(dtype, copy=False)
-    out = xp.empty(x.shape, x.dtype)
-    down, up = b * sin, a * sin
-    out[first] = a * cos - down if sign > 0 else a * cos + down
-    out[second] = b * cos + up if sign > 0 else b * cos - up
-    return out
+    partner[first], partner[second] = x[second], x[first]
+    np.multiply(partner, sin, out=partner)
+    turned = out if out.dtype == dtype else np.empty(x.shape, dtype)
+    np.multiply(x, cos, out=turned)
+    (np.add if sign > 0 else np.subtract)(turned, partner, out=turned)
+    if turned is not out:
+        out[...] = turned
 
 
 def _rotate_back(g: Tensor, base: float, offset: int, interleaved: bool, sign: int) -> Tensor:
@@ -95,7 +103,7 @@ _rotate = Opaque(
     "rotary_embedding",
     "x",
     infer=lambda x, base, offset, interleaved, sign: (x.shape, x.dtype),
-    forward=_rotate_forward,
+    into=_rotate_into,
     vjp=(_rotate_back,),
     jvp=(lambda t, base, offset, interleaved, sign: _rotate_back(t, base, offset, interleaved, -sign),),
     params=("base", "offset", "interleaved", "sign"),

@@ -24,7 +24,7 @@ class Settings:
     heads: int = _option(4, "N", "attention heads of a block")
     width: int = _option(128, "N", "features of a position")
     length: int = _option(64, "N", "bytes the model sees at once")
-    steps: int = _option(1200, "N", "steps to take")
+    steps: int = _option(800, "N", "steps to take")
     batch: int = _option(16, "N", "sequences in a step")
     learning_rate: float = _option(3e-3, "X", "the highest, after the warm-up")
     dropout: float = _option(0.0, "P", "chance of each activation to be dropped")
