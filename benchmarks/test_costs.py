@@ -1,4 +1,4 @@
-"""The cost each elementwise op declares (in additions an element) beside what NumPy takes in a block that fits the cache.
+"""The cost each elementwise op declares (additions an element) beside what NumPy takes in a block that fits the cache.
 
 The planner compares them with STORE_COST to decide what is stored and what is computed again; a declared cost that is
 off by more than a few times here is worth correcting.

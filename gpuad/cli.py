@@ -96,4 +96,4 @@ def _check_match(given: dict[str, Any], settings: Settings, folder: Path) -> Non
             )
 
 
-__all__ = ["entry", "main"]
+__all__ = ["main"]

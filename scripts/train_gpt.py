@@ -17,7 +17,7 @@ import gpuad
 from gpuad import data, nn, optim
 from gpuad.models import GPT, GPTConfig, sample
 
-STEPS, WARMUP, BATCH, LENGTH, SEED = 1200, 100, 16, 64, 0
+STEPS, WARMUP, BATCH, LENGTH, SEED = 800, 80, 16, 64, 0
 
 # The text, and what tables of byte statistics make of the part held out.
 text = data.ByteDataset(data.find_text_files(sys.argv[1:]) if sys.argv[1:] else data.standard_library_files())

@@ -1,9 +1,7 @@
 """The command line: what it prints, how it starts, and that the program beside it does the same job."""
 
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -90,36 +88,13 @@ def test_an_error_is_one_message_on_stderr_and_code_2(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# --- how it starts ----------------------------------------------------------------------------
-
-
-@posix
-def test_signals_reach_the_command_after_it_started_over(script, tmp_path):
-    text, run = tmp_path / "text", tmp_path / "run"
-    text.write_text("to be or not to be, that is the question\n" * 100)
-    small = ["--layers", "1", "--heads", "1", "--width", "8", "--length", "8", "--batch", "2", "--steps", "100000"]
-    process = subprocess.Popen(
-        [script, "train", "--data", text, "--out", run, *small],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while process.poll() is None and not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "go on with: gpuad train --resume" in out
-
-
 # --- the program beside it --------------------------------------------------------------------
 
 
 def test_the_short_program_is_short_and_runs(tmp_path):
     source = PROGRAM.read_text()
     assert len(source.splitlines()) <= 60
-    before, constants, after = source.partition("STEPS, WARMUP, BATCH, LENGTH, SEED = 1200, 100, 16, 64, 0")
+    before, constants, after = source.partition("STEPS, WARMUP, BATCH, LENGTH, SEED = 800, 80, 16, 64, 0")
     assert constants
     copy = tmp_path / "scripts" / "train_gpt.py"
     copy.parent.mkdir()

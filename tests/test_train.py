@@ -180,7 +180,7 @@ def test_the_default_recipe_is_the_one_that_was_tuned():
     assert weights["blocks.0.up.weight"].std() == pytest.approx(0.08, rel=0.02)
     for name in ("attention.out", "down"):
         assert weights[f"blocks.3.{name}.weight"].std() == pytest.approx(0.08 / 8**0.5, rel=0.02)
-    rates = [job.rate(step) for step in (0, 99, 100, 1199)]
+    rates = [job.rate(step) for step in (0, 79, 80, 799)]
     assert rates[0] < 1e-4 and rates[1] < rates[2] == 3e-3
     assert rates[3] == pytest.approx(3e-4, rel=0.01)
 
