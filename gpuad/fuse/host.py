@@ -281,7 +281,7 @@ class Program:
 
     def run(self, kernel: Kernel) -> None:
         """Compute the results of `kernel`, which has this structure."""
-        partials = [total.allocate(self) for total in self.totals]
+        partials = [total.allocate(self.rows, self.cols, self.flat) for total in self.totals]
         bound = self._bind(kernel)
         blocks = self.blocks if self.rows else []
         if self.parallel:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..array import Array
-
-if TYPE_CHECKING:
-    from .host import Program
 
 Data = np.ndarray[Any, Any]
 
@@ -31,10 +28,9 @@ class Total:
         )  # elements of one, where rows do not matter
         self.flat = False
 
-    def allocate(self, program: Program) -> Data:
+    def allocate(self, rows: int, cols: int, flat: bool) -> Data:
         """Memory for the partial results of every chunk."""
-        rows, cols = program.rows, program.cols
-        self.flat = program.flat
+        self.flat = flat
         if not rows * cols:
             return np.empty((0, cols) if self.by_column else 0, self.dtype)
         if self.by_column:

@@ -2,8 +2,9 @@
 
 from ..op import structural
 from ..operators import operators
-from . import activations, assign, compare, create, elementwise, index, join, linalg, shape
+from . import activations, assign, compare, create, elementwise, index, join, linalg, reduce, shape
 
+operators.sum = reduce.sum
 structural.update(zeros_like=create.zeros_like)
 for _family in (activations, compare, elementwise, linalg, shape, join, index, assign):
     for _name, _op in vars(_family).items():

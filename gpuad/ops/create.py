@@ -15,6 +15,7 @@ from ..devices import device as find_device
 from ..dtype import DEFAULT_FLOAT, DEFAULT_INT, WEAK, DType, Scalar, as_dtype, bool_, is_float, of_scalar
 from ..errors import DTypeError, ShapeError
 from ..op import Source
+from ..operators import operators
 from ..provenance import here
 from ..tensor import Tensor
 
@@ -49,9 +50,9 @@ def full(
 ) -> Tensor:
     """A tensor of `shape` filled with `fill_value`."""
     if isinstance(fill_value, Tensor):
-        from .shape import broadcast_to
-
-        return broadcast_to(fill_value.to(fill_value.dtype if dtype is None else dtype), _shape(shape))
+        value = fill_value if dtype is None else fill_value.to(dtype)
+        repeated: Tensor = operators.broadcast_to(value, _shape(shape))
+        return repeated
     if isinstance(fill_value, np.generic):
         dtype, fill_value = fill_value.dtype if dtype is None else dtype, fill_value.item()
     if type(fill_value) not in WEAK:

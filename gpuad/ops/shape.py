@@ -14,6 +14,7 @@ from ..dtype import DType, as_dtype, is_float
 from ..errors import DTypeError, ShapeError
 from ..fuse.plan import SURVEY_EVERY, cut
 from ..op import Elementwise, Op, Opaque, View, broadcast_shape, structural
+from ..operators import operators
 from ..provenance import Site
 from ..tensor import Tensor
 from .compare import where
@@ -60,6 +61,8 @@ _same = _Same()
 
 def same(x: Tensor) -> Tensor:
     """The value of `x` under a handle of its own: rebinding one leaves the other alone."""
+    if x.trace is None and x.link is None:
+        return Tensor(x.data)
     result: Tensor = _same(x)
     return result
 
@@ -276,13 +279,11 @@ def broadcast_arrays(*arrays: Tensor) -> list[Tensor]:
 
 def sum_to(x: Tensor, shape: Shape) -> Tensor:
     """The sum of `x` over the axes along which `shape` was broadcast to it."""
-    from .reduce import sum
-
     if x.shape == shape:
         return x
     extra = x.ndim - len(shape)
     axes = tuple(range(extra)) + tuple(k + extra for k, n in enumerate(shape) if n == 1 and x.shape[k + extra] != 1)
-    return reshape(sum(x, axis=axes), shape)
+    return reshape(operators.sum(x, axis=axes), shape)
 
 
 def tile(x: Tensor, repetitions: Sequence[int], /) -> Tensor:
