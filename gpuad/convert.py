@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copyreg
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,23 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: str | Device | None = Non
     if data.dtype != wanted:
         data = data.astype(wanted)
     return Tensor(target.from_numpy(data, site=here(2)))
+
+
+def _revived(cls: type[Tensor], values: np.ndarray[Any, Any], is_leaf: bool, name: str | None) -> Tensor:
+    x = cls.__new__(cls)
+    x.become(asarray(values))
+    if is_leaf:
+        x.requires_grad_()
+        x.name = name
+    return x
+
+
+def reduced(x: Tensor) -> tuple[Any, ...]:
+    """What pickle keeps of a tensor: its values, and whether it requires grad; on the default device again."""
+    return _revived, (type(x), np.array(deepcopy(x).numpy()), x.is_leaf, x.name)
+
+
+copyreg.pickle(Tensor, reduced)
 
 
 def from_dlpack(x: Any, /, *, device: str | Device | None = None, copy: bool | None = None) -> Tensor:

@@ -144,6 +144,21 @@ class Tensor(Operators, Exports):
         """The same value under another handle: rebinding one, with `+=` or `[...] =`, leaves the other alone."""
         return Tensor(self.data, self.trace, self.link)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        if self.trace is not None or (self.link is not None and not self.is_leaf):
+            raise GradientError(
+                f"{describe(self)} made at {describe_site(self.array.site)} is part of a tape, which a copy cannot be"
+                "\n  copy detach() of it"
+            )
+        buffer = self.data.buffer
+        twin = type(self).__new__(type(self))
+        twin.data = operators.copy(self.detach()).data if buffer is not None and buffer.borrowed else self.data
+        twin.trace = twin.link = None  # values do not change, so two tensors may share them
+        if self.is_leaf:
+            twin.link = (Leaf(self.name, here(2)), 0)
+            twin.link[0].grad = None if self.grad is None else self.grad.alias()
+        return twin
+
     def detach(self) -> Tensor:
         """The same values, constant for every derivative."""
         return Tensor(self.array)

@@ -1,6 +1,9 @@
 """Ordinary programs that writing in place, threads or lifetimes could break."""
 
+import copy
 import gc
+import os
+import pickle
 import threading
 
 import numpy as np
@@ -214,3 +217,48 @@ def test_leaves_may_be_assigned_only_under_no_grad():
     with gpuad.no_grad():
         w[0] = 7.0
     assert w.tolist() == [7.0, 2.0] and w.requires_grad
+
+
+@pytest.mark.parametrize("twin", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_of_a_model_is_a_model_of_its_own(twin):
+    model = gpuad.nn.Sequential(gpuad.nn.Linear(3, 2), gpuad.nn.ReLU())
+    other = twin(model)
+    x = values(4, 3).to("float32")
+    assert np.array_equal(other(x).numpy(), model(x).numpy())
+    assert [(n, p.requires_grad) for n, p in other.named_parameters()] == [("0.weight", True), ("0.bias", True)]
+    gpuad.sum(other(x)).backward()
+    with gpuad.no_grad():
+        for p in other.parameters():
+            p -= 1.0
+    assert all(p.grad is None for p in model.parameters())
+    assert not np.array_equal(other(x).numpy(), model(x).numpy())
+
+
+def test_what_is_part_of_a_tape_cannot_be_copied():
+    w = values(2).requires_grad_()
+    for twin in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(gpuad.GradientError, match="copy detach"):
+            twin(w * 2.0)
+
+
+def test_a_forked_process_computes(monkeypatch):
+    monkeypatch.setattr(host, "THREADED", 1)
+    monkeypatch.setattr(host, "_programs", {})
+    x = values(300_000)
+    expected = (x * 2.0).numpy().sum()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if (x * 2.0).numpy().sum() == expected else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_an_interrupted_kernel_never_gives_a_wrong_value(monkeypatch):
+    x = values(100)
+    y = x + 1.0
+    del x
+    monkeypatch.setattr(host, "run", lambda kernel: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        y.numpy()
+    monkeypatch.undo()
+    with pytest.raises(gpuad.GpuadError, match="interrupted"):
+        y.numpy()

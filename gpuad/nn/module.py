@@ -7,13 +7,14 @@ any other tensor is a buffer.  All else is static.  A tensor that is found in tw
 from __future__ import annotations
 
 import abc
+import copyreg
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from .. import tree
 from ..array import describe
-from ..convert import as_operand
+from ..convert import as_operand, reduced
 from ..dtype import is_float
 from ..errors import DataError, DTypeError, GradientError
 from ..fuse.plan import realize
@@ -38,6 +39,9 @@ class Parameter(Tensor):
         if not is_float(x.dtype):
             raise DTypeError(f"a Parameter has a gradient, which {describe(x)} cannot; use .to(gpuad.float32)")
         super().__init__(realize(x.array), None, (Leaf(name, here(2)), 0))
+
+
+copyreg.pickle(Parameter, reduced)
 
 
 def _seen_as_parameter(x: Tensor) -> Parameter:
