@@ -287,8 +287,10 @@ class Program:
         if self.parallel:
             half = self._half(blocks)
             future = _executor().submit(self._walk, kernel, bound, blocks[half:], partials, 1)
-            self._walk(kernel, bound, blocks[:half], partials, 0)
-            future.result()
+            try:
+                self._walk(kernel, bound, blocks[:half], partials, 0)
+            finally:
+                future.result()  # whatever happens: the other walker writes to memory that the next kernel uses
         else:
             self._walk(kernel, bound, blocks, partials, 0)
         for total, partial in zip(self.totals, partials):
@@ -428,5 +430,5 @@ def _executor() -> ThreadPoolExecutor:
     if _pool is None:
         from concurrent.futures import ThreadPoolExecutor
 
-        _pool = ThreadPoolExecutor(THREADS, thread_name_prefix="gpuad")
+        _pool = ThreadPoolExecutor(1, thread_name_prefix="gpuad")
     return _pool

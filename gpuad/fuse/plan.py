@@ -7,7 +7,7 @@ An interior result lives and dies in a register unless someone else will want it
 
   - computing it again costs more than storing and reading it (`STORE_COST`), or
   - it is one value a row, which costs nothing to store, or
-  - computing it again would keep alive memory that is otherwise free to go.
+  - computing it again would keep alive memory that is otherwise free to go: then storing it costs none.
 
 The decision looks at the graph alone, never at a clock, so a dry run makes the same one.
 """
@@ -211,7 +211,9 @@ def _stored(
 ) -> set[int]:
     """The ids of the nodes that are written to memory."""
     stored = {id(root) for root in roots}
-    if not any([a.kept or a.readers > uses[id(a)] or id(a) in wanted for a in nodes]):
+    # whom a tensor, a tape or an expression outside holds: beyond this kernel, the list, the loop and the argument
+    held = {id(a) for a in nodes if sys.getrefcount(a) - uses[id(a)] > 3}
+    if not held:
         return stored
     again: dict[int, float] = {}  # what computing a node again costs, from what is stored by then
     pins: dict[int, bool] = {}  # would that keep alive memory that could go?
@@ -227,8 +229,12 @@ def _stored(
                 elif id(x) in dying and x.size >= a.size:
                     pinned = True
         if key not in stored:
-            outside = a.kept or a.readers > uses[key]
-            if key in wanted or (outside and (cost > STORE_COST or pinned or a.shape != space)):
+            read_again = a.kept or a.readers > uses[key]
+            if (
+                key in wanted
+                or (read_again and (cost > STORE_COST or a.shape != space))
+                or (pinned and (read_again or key in held))
+            ):
                 stored.add(key)
         again[key], pins[key] = (0.0, False) if key in stored else (cost, pinned)
     return stored
