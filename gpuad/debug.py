@@ -14,6 +14,7 @@ from .array import ANCHOR, Array, Shape, computed, describe
 from .buffer import Buffer
 from .devices.meta import Meta, hollow
 from .dtype import DType
+from .errors import DTypeError
 from .fuse.kernel import Kernel
 from .fuse.plan import eager as evaluating_eagerly
 from .fuse.plan import realize
@@ -27,6 +28,8 @@ def explain(x: Tensor, /) -> str:
 
     print(gpuad.explain(gpuad.sin(x) * 2))
     """
+    if not isinstance(x, Tensor):
+        raise DTypeError(f"explain() needs a tensor, got {type(x).__name__}")
     array = x.array
     with array.device.lock:
         if array.op is None:

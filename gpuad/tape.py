@@ -24,7 +24,6 @@ def sweep(
     *,
     attached: bool = False,
     retain: bool = False,
-    targets: set[Leaf] | None = None,
 ) -> dict[Leaf, Tensor]:
     """Pull cotangents back to the leaves, newest node first: {leaf: cotangent}.
 

@@ -16,7 +16,7 @@ from .array import Array, Shape, describe
 from .devices import Device
 from .devices import device as find_device
 from .dtype import DType, as_dtype, is_float
-from .errors import DTypeError, GradientError, ShapeError
+from .errors import DTypeError, EscapedTensorError, GradientError, ShapeError
 from .exports import Exports
 from .fuse.plan import realize
 from .node import Leaf
@@ -74,6 +74,19 @@ class Tensor(Operators, Exports):
         return n
 
     @property
+    def T(self) -> Tensor:  # the standard's name
+        """The transpose of a matrix."""
+        if self.ndim != 2:
+            raise ShapeError(f".T is the transpose of a matrix, got {describe(self)}; use .mT or permute_dims()")
+        return self.mT
+
+    @property
+    def mT(self) -> Tensor:  # the standard's name
+        """This tensor with its last two axes exchanged."""
+        result: Tensor = operators.matrix_transpose(self)
+        return result
+
+    @property
     def nbytes(self) -> int:
         """How many bytes the elements take."""
         return self.size * self.dtype.itemsize
@@ -128,6 +141,8 @@ class Tensor(Operators, Exports):
     def grad(self, value: Tensor | None) -> None:
         if not self.is_leaf:
             raise GradientError("only a tensor that requires grad has a .grad; call requires_grad_() first")
+        if value is not None and not isinstance(value, Tensor):
+            raise DTypeError(f"a gradient is a tensor or None, got {type(value).__name__}; use gpuad.asarray()")
         if value is not None and (value.shape != self.shape or value.dtype != self.dtype):
             raise ShapeError(f"the gradient of {describe(self)} cannot be {describe(value)}")
         self.link[0].grad = value
@@ -192,6 +207,12 @@ class Tensor(Operators, Exports):
 
     def _refuse_inside(self, what: str) -> None:
         """An error where a number would silently lose the derivative that an open transformation is taking."""
+        if self.trace is not None and not self.trace.open:
+            raise EscapedTensorError(
+                f"{what} of a tensor that outlived the {self.trace.kind}() call that made it,"
+                f" at {describe_site(here(3))}\n"
+                "  return it from the function instead of storing it elsewhere"
+            )
         if self.trace is not None and is_float(self.dtype):
             raise GradientError(
                 f"{what} of a tensor inside {self.trace.kind}() would lose its derivative at {describe_site(here(3))}\n"
@@ -243,6 +264,11 @@ class Tensor(Operators, Exports):
             return result
         dtype = as_dtype(target)
         result = self if dtype == self.dtype else operators.astype(self, dtype)
+        return result
+
+    def to_device(self, device: Any, /, *, stream: None = None) -> Tensor:
+        """This tensor on `device`; itself where it is there already."""
+        result: Tensor = operators.to_device(self, device=find_device(device))
         return result
 
     # --- assignment -------------------------------------------------------------------------

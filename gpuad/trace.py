@@ -17,7 +17,7 @@ from .convert import as_operand
 from .dtype import WEAK
 from .errors import EscapedTensorError
 from .node import Borrowed, Leaf, Link, Node, bottom, clock
-from .provenance import Site, describe, here
+from .provenance import describe, here
 from .tensor import Tensor
 
 horizon: ContextVar[int] = ContextVar("horizon", default=0)  # traces older than this do not record
@@ -178,7 +178,6 @@ def is_recording() -> bool:
 __all__ = [
     "ForwardTrace",
     "ReverseTrace",
-    "Site",
     "Trace",
     "active_region",
     "apply",

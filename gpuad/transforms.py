@@ -82,6 +82,9 @@ def _outside(x: Any, trace: Any) -> Any:
 
 def jvp(f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
     """`(y, dy)`: f(*primals), and its derivative along `tangents`, a tree like `primals`."""
+    for what, given in (("primals", primals), ("tangents", tangents)):
+        if not isinstance(given, tuple | list):
+            raise GpuadError(f"jvp() takes {what} as a tuple, one for each argument: jvp(f, (x,), (t,))")
     leaves, structure = tree.flatten(tuple(primals))
     directions, same = tree.flatten(tuple(tangents))
     if same != structure:

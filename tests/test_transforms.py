@@ -253,6 +253,17 @@ def test_an_exception_leaves_nothing_open():
         ),
         (lambda: jvp(lambda x: x, (f64(1.0),), (f64(1.0), f64(1.0))), gpuad.GpuadError, "tangents"),
         (lambda: grad(lambda x: x, argnums=2)(1.0), gpuad.GpuadError, "argument 2"),
+        (lambda: jvp(lambda x: x, f64(1.0), f64(1.0)), gpuad.GpuadError, r"primals as a tuple"),
+        (lambda: gpuad.device(0), gpuad.DeviceError, "a device has a name"),
+        (
+            lambda: setattr(f64(1.0).requires_grad_(), "grad", 3),
+            gpuad.DTypeError,
+            "a gradient is a tensor or None, got int",
+        ),
+        (lambda: gpuad.optim.Adam(gpuad.nn.Linear(2, 2), 0.1), gpuad.DTypeError, r"pass model.parameters\(\)"),
+        (lambda: gpuad.optim.SGD([f64([1.0])], 0.1).step(), GradientError, r"requires_grad_\(\)"),
+        (lambda: gpuad.explain(3), gpuad.DTypeError, "explain"),
+        (lambda: f64([1.0, 2.0]).T, ShapeError, "transpose of a matrix"),
         (
             lambda: f64([1.0, 2.0]) + f64([1.0, 2.0, 3.0]),
             ShapeError,
@@ -268,6 +279,22 @@ def test_an_exception_leaves_nothing_open():
 def test_bad_input_is_one_clear_error(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_the_value_of_an_escaped_tensor_is_an_error_too():
+    kept = []
+    grad(lambda x: (kept.append(x), x * x)[1])(2.0)
+    for read in (lambda x: x.numpy(), lambda x: x.item(), float, lambda x: x.tolist()):
+        with pytest.raises(EscapedTensorError, match="outlived"):
+            read(kept[0])
+
+
+def test_numbers_read_inside_a_transformation_are_an_error():
+    import math
+
+    for read in (math.sin, float, lambda x: x.item(), lambda x: x.tolist()):
+        with pytest.raises(GradientError, match=r"lose its derivative at test_transforms.py:\d+"):
+            grad(lambda x, read=read: x * read(x))(2.0)
 
 
 def test_structures_of_trees_compare_and_count():

@@ -30,6 +30,8 @@ def device(name: str | Device, *, like: str | None = None) -> Device:
     """
     if isinstance(name, Device):
         return name
+    if not isinstance(name, str):
+        raise DeviceError(f'a device has a name, such as "cpu" or "cuda:0"; got {name!r}')
     key = (name, like or "")
     found = _devices.get(key)
     if found is None:

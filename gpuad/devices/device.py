@@ -15,7 +15,7 @@ from ..provenance import Site
 if TYPE_CHECKING:
     from ..fuse.kernel import Kernel
 
-NON_FINITE, BAD_INDEX, BAD_RECOMPUTE = 1, 2, 4  # the bits of a device's error word
+NON_FINITE = 1  # the bit of a device's error word that a step with infinities or NaN sets
 
 
 class Device(ABC):

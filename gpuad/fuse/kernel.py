@@ -42,7 +42,7 @@ class Kernel:
 
 
 Watcher = Callable[[Kernel], None]
-watchers: list[Watcher] = []  # called with every kernel before it runs: tests, explain()
+watchers: list[Watcher] = []  # called with every kernel before it runs
 
 
 def row_shape(space: Shape) -> Shape:

@@ -63,7 +63,9 @@ class Op:
 
     def __call__(self, *args: Any, **params: Any) -> Any:
         if len(args) != len(self.inputs) and self.inputs:
-            raise TypeError(f"{self.name}() takes {len(self.inputs)} tensors, got {len(args)}")
+            raise TypeError(
+                f"{self.name}() takes {len(self.inputs)} operand{'s' * (len(self.inputs) > 1)}, got {len(args)}"
+            )
         if params and params.keys() - set(self.params):
             raise TypeError(f"{self.name}() takes no {', '.join(sorted(params.keys() - set(self.params)))}")
         return apply(self, args, params)

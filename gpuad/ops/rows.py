@@ -236,7 +236,10 @@ def cross_entropy(
     """
     logits, targets = floating(logits), as_operand(targets)
     if targets.dtype not in INTEGERS:
-        raise DTypeError(f"cross_entropy() needs integer targets, got {describe(targets)}; use .to(gpuad.int64)")
+        raise DTypeError(
+            f"cross_entropy() needs integer targets, got {describe(targets)}; "
+            + ("use argmax(targets, axis=-1)" if targets.shape == logits.shape else "cast them with .to(gpuad.int64)")
+        )
     if logits.ndim == 0 or targets.shape != logits.shape[:-1]:
         raise ShapeError(
             f"cross_entropy() got logits {describe(logits)} and targets {describe(targets)}\n"
@@ -267,7 +270,7 @@ def _normalize_forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     return d * scale, center, scale
 
 
-def _normalize_pull(g: list[Tensor | None], y: Tensor, center: Tensor, scale: Tensor, like: Any) -> Tensor:
+def _normalize_pull(g: list[Tensor | None], y: Tensor, scale: Tensor, like: Any) -> Tensor:
     pulled = _scaled_pull(g[0], g[2], y, scale, centered=True)
     return astype(pulled if g[1] is None else pulled + g[1] * (1 / y.shape[-1]), like[0][1])
 

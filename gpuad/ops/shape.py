@@ -49,7 +49,7 @@ class _Same(Op):
     fusion = COMPOSITE
 
     def __init__(self) -> None:
-        super().__init__("same", ("x",), vjp=(lambda g: g,), jvp=(lambda t: t,))
+        super().__init__("view", ("x",), vjp=(lambda g: g,), jvp=(lambda t: t,))
 
     def evaluate(self, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Array:
         array: Array = arrays[0]

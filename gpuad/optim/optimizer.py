@@ -71,6 +71,10 @@ class Optimizer:
         A parameter without one stays, and so does its state.  If the gradients' norm is not finite nothing changes,
         and a NonFiniteError names the parameters at fault.
         """
+        if not any(p.is_leaf for p in self.parameters):
+            raise GradientError(
+                "step() found parameters that collect no gradient\n  call requires_grad_() on them first"
+            )
         self._step([p.grad for p in self.parameters], "step")
 
     def update(self, gradients: Any) -> None:
@@ -315,6 +319,10 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 
 def _groups(params: Iterable[Any], options: Group) -> list[Group]:
     """`params` as groups with all of their options, checked."""
+    if not isinstance(params, Iterable):
+        raise DTypeError(
+            f"an optimizer changes a list of tensors, got {type(params).__name__}; pass model.parameters()"
+        )
     given = list(params)
     if not given or not isinstance(given[0], Mapping):
         given = [{"params": given}]
