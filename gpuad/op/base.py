@@ -144,5 +144,6 @@ def same_device(name: str, arrays: Sequence[Any]) -> Device:
 
 
 def two_devices(name: str, arrays: Sequence[Any]) -> None:
+    """A DeviceError that shows operands which lie on two devices."""
     shown = " and ".join(f"{describe(a)} on {a.device.name}" for a in arrays if type(a) is Array)
     raise DeviceError(f"{name}() got {shown}\n  move one of them with .to(device)")

@@ -38,10 +38,12 @@ def wide(x: Tensor) -> Tensor:
 
 
 def row_sum(x: Tensor) -> Tensor:
+    """The sum of each row, kept as an axis of length 1."""
     return sum(x, axis=-1, keepdims=True)
 
 
 def row_mean(x: Tensor) -> Tensor:
+    """The mean of each row, kept as an axis of length 1."""
     return mean(x, axis=-1, keepdims=True)
 
 
