@@ -1,5 +1,6 @@
 """grad, vjp, jvp and backward: nesting, confusion, lifetimes, trees."""
 
+import dataclasses
 import threading
 
 import numpy as np
@@ -295,6 +296,17 @@ def test_numbers_read_inside_a_transformation_are_an_error():
     for read in (math.sin, float, lambda x: x.item(), lambda x: x.tolist()):
         with pytest.raises(GradientError, match=r"lose its derivative at test_transforms.py:\d+"):
             grad(lambda x, read=read: x * read(x))(2.0)
+
+
+def test_a_dataclass_may_be_a_tree():
+    @tree.register_dataclass
+    @dataclasses.dataclass
+    class Line:
+        slope: object
+        offset: object
+
+    g = grad(lambda line: line.slope * 3.0 + line.offset * line.offset)(Line(f64(2.0), f64(5.0)))
+    assert (type(g), number(g.slope), number(g.offset)) == (Line, 3.0, 10.0)
 
 
 def test_structures_of_trees_compare_and_count():

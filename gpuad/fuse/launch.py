@@ -12,8 +12,7 @@ from ..array import Array
 from ..dtype import DType, compute_dtype
 from .kernel import Kernel
 from .prelude import c_name
-
-CHUNK = 4096  # elements of one partial result
+from .totals import CHUNK
 
 INT64: DType = np.dtype(np.int64)
 
