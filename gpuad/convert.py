@@ -27,12 +27,16 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: str | Device | None = Non
     """
     if isinstance(obj, Tensor):
         return _converted(obj, dtype, device, copy)
+    if (gpu := _gpu_of(obj)) is not None:
+        return _from_gpu(obj, gpu, dtype, device, copy)
     target = find_device(device) if device is not None else default_device()
     data = _numpy(obj, copy)
     if dtype is None and not isinstance(obj, np.ndarray | np.generic):
         data = _of_numbers(obj, data)
     wanted = as_dtype(dtype) if dtype is not None else as_dtype(data.dtype)
     if copy is False:
+        if target.name.startswith("cuda"):
+            raise DataError(f"copy=False cannot bring {type(obj).__name__} to {target.name}; leave copy=False out")
         if data.dtype != wanted or not (isinstance(obj, np.ndarray) or hasattr(obj, "__dlpack__")):
             raise DataError(
                 f"copy=False needs a NumPy array or DLPack exporter of dtype {wanted}, got {type(obj).__name__} of"
@@ -62,7 +66,7 @@ copyreg.pickle(Tensor, reduced)
 
 
 def from_dlpack(x: Any, /, *, device: str | Device | None = None, copy: bool | None = None) -> Tensor:
-    """A tensor over the memory of `x`, an array of any library that exports DLPack; on the CPU unless told otherwise.
+    """A tensor over the memory of `x`, an array of any library that exports DLPack; where `x` is unless told otherwise.
 
     The memory is borrowed: operations on the tensor run at once, and a gradient that was to use it after someone has
     written to it is a MutationError.  `copy=True` gives the tensor memory of its own.
@@ -71,10 +75,36 @@ def from_dlpack(x: Any, /, *, device: str | Device | None = None, copy: bool | N
         raise TypeError(
             f"from_dlpack() needs an object with __dlpack__, got {type(x).__name__}\n  use asarray() for it"
         )
+    if (gpu := _gpu_of(x)) is not None:
+        return _from_gpu(x, gpu, None, device, copy is True)
     data = _through_dlpack(x, copy)
     as_dtype(data.dtype)
     target = find_device("cpu" if device is None else device)
     return Tensor(target.from_numpy(data, copy=copy is True, site=here(2)))
+
+
+CUDA = (2, 13)  # kDLCUDA and kDLCUDAManaged of DLPack
+
+
+def _gpu_of(x: Any) -> int | None:
+    """The number of the GPU that the array `x` lies on; None if it lies on none."""
+    if isinstance(x, np.ndarray | np.generic | list | tuple | bool | int | float):
+        return None
+    if hasattr(x, "__dlpack_device__"):
+        kind, index = x.__dlpack_device__()
+        return int(index) if kind in CUDA else None
+    if hasattr(x, "__cuda_array_interface__"):
+        cupy: Any = find_device("cuda").xp
+        return int(cupy.asarray(x).device.id)
+    return None
+
+
+def _from_gpu(x: Any, gpu: int, dtype: Any, device: str | Device | None, copy: bool | None) -> Tensor:
+    """A tensor with the values of `x`, an array on the GPU of that number: over its memory, with `copy=False`."""
+    home: Any = find_device(f"cuda:{gpu}")
+    array = home.import_array(x, copy=copy is not False, site=here(3))
+    as_dtype(array.dtype)
+    return _converted(Tensor(array), dtype, home if device is None else device, False if copy is False else None)
 
 
 def _converted(x: Tensor, dtype: Any, device: str | Device | None, copy: bool | None) -> Tensor:

@@ -43,6 +43,8 @@ WEAK = frozenset({bool, int, float})  # exact types: a NumPy scalar is a subclas
 
 def as_dtype(dtype: object) -> DType:
     """The dtype that `dtype` names; a DTypeError for what gpuad does not compute with."""
+    if isinstance(dtype, np.dtype) and dtype in ALL:
+        return dtype
     if dtype is float:
         return DEFAULT_FLOAT
     if dtype is int:

@@ -1,7 +1,7 @@
-"""What Tensor offers to other libraries: NumPy's protocols, the array API's namespace, DLPack.
+"""What Tensor offers to other libraries: NumPy's protocols, the array API's namespace, DLPack, CuPy's arrays.
 
 NumPy's functions on tensors are gpuad's, with their derivatives.  What leaves as a NumPy array is a read-only view;
-what leaves through DLPack is lent, or copied where something pending or kept still reads the memory.
+what leaves through DLPack or as a CuPy array is lent, or copied where something pending or kept still reads the memory.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ import sys
 import sysconfig
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
+from weakref import finalize
 
 import numpy as np
 
 from .array import Array, describe
+from .errors import DeviceError, GradientError
 from .fuse.plan import exclusive, realize
+from .operators import operators
 from .provenance import Site, here, is_inside
 from .provenance import describe as describe_site
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from .tensor import Tensor
 
 CPU_DEVICE = (1, 0)  # kDLCPU of DLPack, and its only device
+CUDA = 2  # kDLCUDA
 
 
 class Exports:
@@ -33,7 +37,13 @@ class Exports:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
         """The values as a read-only view, or a writable copy where one is asked for or the dtype changes."""
-        values = cast("Tensor", self).numpy()
+        tensor = cast("Tensor", self)
+        if tensor.device.name.startswith("cuda"):
+            raise DeviceError(
+                f"{describe(self)} is on {tensor.device.name}; a NumPy array of it would be a copy, at"
+                f" {describe_site(here(2))}\n  ask for it with .numpy()"
+            )
+        values = tensor.numpy()
         if dtype is not None and values.dtype != dtype:
             if copy is False:
                 raise ValueError(
@@ -67,12 +77,10 @@ class Exports:
 
     def __dlpack_device__(self) -> tuple[int, int]:
         """DLPack's name for where the values are."""
-        device = cast("Tensor", self).device
-        if device.name != "cpu":
-            raise BufferError(
-                f"DLPack has no {device.name} device, or none that gpuad exports yet; use .to('cpu') first"
-            )
-        return CPU_DEVICE
+        kind, _, index = cast("Tensor", self).device.name.partition(":")
+        if kind == "meta":
+            raise BufferError("DLPack has no meta device, whose tensors have no values")
+        return (CUDA, int(index)) if kind == "cuda" else CPU_DEVICE
 
     def __dlpack__(
         self,
@@ -96,8 +104,10 @@ class Exports:
             )
         here_device = self.__dlpack_device__()
         if dl_device is not None and tuple(dl_device) != here_device:
-            raise BufferError(f"a tensor on the CPU cannot be exported to DLPack device {dl_device}")
-        if stream is not None:
+            if tuple(dl_device) == CPU_DEVICE and copy is not False:
+                return tensor.to("cpu").__dlpack__(max_version=max_version)
+            raise BufferError(f"a tensor on {tensor.device.name} cannot be exported to DLPack device {dl_device}")
+        if stream is not None and here_device == CPU_DEVICE:
             raise BufferError(f"the CPU has no streams, but __dlpack__() got stream={stream!r}")
         array = realize(tensor.data)
         if copy is not True and not _lend(array):
@@ -107,6 +117,13 @@ class Exports:
                     " tape, which what the consumer writes would corrupt\n  leave copy=False out"
                 )
             copy = True
+        if here_device != CPU_DEVICE:
+            if copy:
+                array = realize(operators.copy(tensor).data)
+            gpu: Any = array.device
+            lent = gpu.export_array(array)
+            with gpu.using():  # whose stream the consumer's is to wait for
+                return lent.__dlpack__(stream=stream, max_version=max_version)
         data = np.array(array.data, order="C") if copy else array.data
         try:
             return data.__dlpack__(max_version=max_version) if _NEW_NUMPY else data.__dlpack__()
@@ -114,6 +131,53 @@ class Exports:
             raise BufferError(
                 f"{describe(self)} cannot be exported through DLPack: {error}\n  use .to(dtype) first"
             ) from error
+
+    # --- CuPy -------------------------------------------------------------------------------
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """Where the values are on a GPU: the memory itself, which is borrowed from then on.
+
+        Where something else holds the memory this tensor goes on with a copy of its own, which is lent.
+        """
+        tensor = cast("Tensor", self)
+        if not tensor.device.name.startswith("cuda"):
+            raise AttributeError(f"a tensor on {tensor.device.name} has no __cuda_array_interface__")
+        if tensor.trace is not None or tensor.link is not None:
+            raise GradientError(
+                f"__cuda_array_interface__ of {describe(self)} would lose its derivative at {describe_site(here(2))}\n"
+                "  export x.detach() if it is meant to be constant"
+            )
+        array = realize(tensor.data)
+        if not _lend(array):
+            del array
+            tensor.data = realize(operators.copy(tensor).data)
+            array = tensor.data
+            _lend(array)
+        _hold(tensor, array)
+        gpu: Any = array.device
+        lent = gpu.export_array(array)
+        with gpu.using():
+            found: dict[str, Any] = lent.__cuda_array_interface__
+        return found
+
+    def cupy(self) -> Any:
+        """The values of a tensor on a GPU as a CuPy array: the memory itself, which is borrowed from then on.
+
+        Where something else holds the memory (a tape, a view, an optimizer) the array is a copy.
+        """
+        tensor = cast("Tensor", self)
+        tensor._refuse_inside("cupy()")
+        if not tensor.device.name.startswith("cuda"):
+            raise DeviceError(
+                f"cupy() needs a tensor on a GPU, and {describe(self)} is on {tensor.device.name}\n"
+                '  move it with .to("cuda")'
+            )
+        array = realize(tensor.array)
+        if tensor.link is not None or not _lend(array):
+            array = realize(operators.copy(tensor.detach()).data)
+        device: Any = array.device
+        return device.export_array(array)
 
 
 _NEW_NUMPY = tuple(int(n) for n in np.__version__.split(".")[:2]) >= (2, 1)  # where arrays take `max_version`
@@ -128,6 +192,19 @@ def _lend(array: Array) -> bool:
         return False
     array.buffer.lend(_asker())
     return True
+
+
+_held: dict[int, list[Array]] = {}  # what tensors have lent as addresses alone, by the id of the tensor
+
+
+def _hold(tensor: Tensor, array: Array) -> None:
+    """Keep `array` as long as `tensor` lives, even rebound: the consumer has an address, and holds the tensor."""
+    arrays = _held.get(id(tensor))
+    if arrays is None:
+        arrays = _held[id(tensor)] = []
+        finalize(tensor, _held.pop, id(tensor), None).atexit = False
+    if all(a.buffer is not array.buffer for a in arrays):
+        arrays.append(array)
 
 
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib")})

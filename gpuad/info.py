@@ -49,7 +49,7 @@ def _device(name: str) -> str:
         found = find_device(name)
     except DeviceError as error:
         return str(error).splitlines()[0]
-    return f"engine {found.engine}" if found.computes else "shapes only"
+    return found.describe()
 
 
 __all__ = ["info"]

@@ -24,18 +24,19 @@ def sweep(
     *,
     attached: bool = False,
     retain: bool = False,
+    also: Tensor | None = None,
 ) -> dict[Leaf, Tensor]:
     """Pull cotangents back to the leaves, newest node first: {leaf: cotangent}.
 
     `attached` makes what is computed part of the ambient tape; `retain` leaves the tape for another sweep.
     All state is local, so a sweep may run inside another, or on another thread.  Before it pulls through an op that
     ends a kernel it computes that op's cotangent together with everything that has reached a leaf by then: they come
-    from one region, and share its kernel.
+    from one region, and share its kernel.  The value of `also` is computed with the first of them.
     """
     cotangents: dict[Node, list[Tensor | None]] = {}
     heap: list[tuple[int, Node]] = []
     leaves: dict[Leaf, Tensor] = {}
-    arrived: list[Tensor] = []
+    arrived: list[Tensor] = [] if also is None else [also]
 
     def push(link: Link, g: Tensor) -> None:
         node, k = link
@@ -128,11 +129,28 @@ def backward(y: Tensor, gradient: Any = None, retain_graph: bool = False, create
             raise ShapeError(f"gradient= is {describe(seed)}, but backward() was called on {describe(y)}")
     if seed.trace is None and seed.data.buffer is not None and seed.data.buffer.borrowed:
         seed = copy(seed)  # or a gradient that is a view of it would change under the user
-    found = sweep([(y.link, seed)], attached=create_graph, retain=retain_graph or create_graph)
-    if not create_graph:
-        realize_all([g.array for g in found.values()])
+    if create_graph:
+        found = sweep([(y.link, seed)], attached=True, retain=True)
+    else:  # who asks for the gradient of y will look at y, which costs little in a kernel of the sweep
+        also = y if _needs_no_product(y.array) else None
+        found = sweep([(y.link, seed)], retain=retain_graph, also=also)
+        realize_all([g.array for g in (*found.values(), *([also] if also is not None else []))])
     for leaf, g in found.items():
         accumulate(leaf, g, create_graph)
+
+
+def _needs_no_product(array: Array) -> bool:
+    """Can `array` be computed by fused kernels alone?"""
+    seen: set[int] = set()
+    stack = [array]
+    while stack:
+        a = stack.pop()
+        if a.op is not None and a.op.fusion == ANCHOR:
+            return False
+        new = [x for x in a.inputs if type(x) is Array and id(x) not in seen]
+        seen.update(map(id, new))
+        stack += new
+    return True
 
 
 def accumulate(leaf: Leaf, g: Tensor, attached: bool) -> None:

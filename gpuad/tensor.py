@@ -255,7 +255,8 @@ class Tensor(Operators, Exports):
             return f"Tensor({describe(self)}, device=meta)"
         values = np.array2string(realize(self.array).device.to_numpy(self.array), separator=", ", prefix="Tensor(")
         note = f", name={self.name!r}" if self.name else ", requires_grad=True" if self.requires_grad else ""
-        return f"Tensor({values}, dtype={self.dtype}{note})"
+        where = "" if self.device.name == "cpu" else f", device={self.device.name}"
+        return f"Tensor({values}, dtype={self.dtype}{where}{note})"
 
     def to(self, target: Any) -> Tensor:
         """This tensor as another dtype, or on another device; itself where nothing changes."""

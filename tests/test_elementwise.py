@@ -129,8 +129,10 @@ def test_shapes_that_do_not_broadcast_are_shown():
         gpuad.ones((2, 3)) * gpuad.ones(4)
 
 
-def test_blocks_of_a_large_array_join_up():
-    x = np.random.default_rng(0).standard_normal((37, 4099)).astype(np.float32)
+@pytest.mark.parametrize("engine", ["numpy", "compiled"])
+def test_blocks_of_a_large_array_join_up(engine, monkeypatch):
+    monkeypatch.setattr(gpuad.fuse.engines, "engine", lambda: engine)
+    x = np.random.default_rng(0).standard_normal((19, 8209)).astype(np.float32)  # a line is large enough to compile
     t = gpuad.asarray(x)
     np.testing.assert_array_equal(gpuad.where(t > 0.5, t, 0).numpy(), np.where(x > 0.5, x, 0))
     np.testing.assert_array_equal(gpuad.where(t > 0.5, 0, t).numpy(), np.where(x > 0.5, 0, x))

@@ -22,6 +22,7 @@ from gpuad.debug import explain
 from gpuad.dtype import ALL, INTEGERS, compute_dtype, is_float
 from gpuad.errors import DataError, DTypeError
 from gpuad.fuse import host
+from gpuad.fuse.compiled import door
 from gpuad.fuse.emit import emit
 from gpuad.fuse.kernel import Kernel, watchers
 from gpuad.fuse.launch import Emitted, arguments
@@ -43,7 +44,8 @@ class Case:
     """One kernel: its text, what to pass, and what the NumPy engine computed."""
 
     emitted: Emitted
-    calls: list  # (entry, arguments)
+    calls: list  # (entry, arguments, how many items)
+    scratch: np.ndarray
     keep: list  # memory that the arguments point into
     outputs: list
     expected: list
@@ -59,10 +61,13 @@ def case_of(kernel):
     # Memory of a contiguous leaf may be taken over for a result; a view that is not contiguous has it to itself.
     leaves = {id(x.data): x.data.copy() if x.data.flags.c_contiguous else x.data for x in kernel.leaves}
     partials = [poisoned((n,), dtype) for n, dtype in emitted.partial_sizes(kernel)]
+    lengths = emitted.lengths(kernel)
     calls = [
-        (entry, [leaves.get(id(a), a) for a in arguments(emitted, entry, twin, partials)]) for entry in emitted.entries
+        (entry, [leaves.get(id(a), a) for a in arguments(emitted, entry, twin, partials)], lengths[entry.items])
+        for entry in emitted.entries
     ]
-    return Case(emitted, calls, [leaves, partials], twin.results, expected)
+    scratch = poisoned((emitted.scratch_bytes(kernel.cols, shared=False),), np.dtype("u1"))
+    return Case(emitted, calls, scratch, [leaves, partials], twin.results, expected)
 
 
 def poisoned(shape, dtype):
@@ -277,6 +282,19 @@ def cases(problem):
 
 
 @functools.cache
+def entries():
+    """The entries of all kernels, by name."""
+    texts()
+    return {c.emitted.name: c.emitted.entries for problem in PROBLEMS for c in _found(problem)}
+
+
+def _found(problem):
+    with contextlib.suppress(Exception):
+        return cases(problem)
+    return []
+
+
+@functools.cache
 def texts():
     """The code of all kernels of all problems, by name."""
     found = {}
@@ -298,7 +316,7 @@ def compiler():
 
 def built(names, folder, cxx):
     """For each kernel, its library or what the compiler says about it."""
-    source = HOST_PRELUDE + "\n".join(texts()[name] for name in names)
+    source = HOST_PRELUDE + "\n".join(texts()[name] + "".join(map(door, entries()[name])) for name in names)
     stem = folder / hashlib.sha256(source.encode()).hexdigest()[:16]
     stem.with_suffix(".cpp").write_text(source)
     command = [cxx, "-O1", *HOST_FLAGS, "-shared", "-fPIC", "-o", f"{stem}.so", f"{stem}.cpp"]
@@ -320,16 +338,22 @@ def libraries(tmp_path_factory):
     return found
 
 
-C_TYPES = {
-    np.dtype(c): c
-    for c in (ctypes.c_bool, ctypes.c_float, ctypes.c_double)
-    + tuple(getattr(ctypes, f"c_{s}int{n}") for s in ("", "u") for n in (8, 16, 32, 64))
-}
-
-
 def passed(value):
-    """An argument as ctypes takes it."""
-    return ctypes.c_void_p(value.ctypes.data) if isinstance(value, np.ndarray) else C_TYPES[value.dtype](value.item())
+    """An argument as the 8 bytes of a slot."""
+    raw = np.uint64(value.ctypes.data).tobytes() if isinstance(value, np.ndarray) else value.tobytes()
+    return raw.ljust(8, b"\0")
+
+
+def run(library, case, step=None):
+    """Call the entries of a case, `step` items at a time."""
+    for entry, args, items in case.calls:
+        slots = ctypes.create_string_buffer(b"".join(map(passed, args)), 8 * len(args))
+        function = getattr(library, f"{entry.name}_items")
+        function.restype = None
+        for first in range(0, items, step or max(items, 1)):
+            last = min(items, first + (step or items))
+            where = [ctypes.c_void_p(ctypes.addressof(slots)), ctypes.c_int64(first), ctypes.c_int64(last)]
+            function(*where, ctypes.c_void_p(case.scratch.ctypes.data))
 
 
 def agree(case):
@@ -354,11 +378,12 @@ def test_host_computes_what_numpy_does(problem, libraries):
         library = libraries[case.emitted.name]
         if isinstance(library, str):
             pytest.fail(library)
-        for entry, args in case.calls:
-            function = getattr(library, entry.name)
-            function.restype = None
-            function(*map(passed, args))
+        run(library, case)
         agree(case)
+        whole = [y.copy() for y in case.outputs]
+        run(library, case, step=3)
+        for y, was in zip(case.outputs, whole, strict=True):
+            assert y.tobytes() == was.tobytes(), "bits depend on how items are grouped"
 
 
 # --- NVRTC --------------------------------------------------------------------------------------
@@ -453,12 +478,12 @@ def one(function):
 @pytest.mark.parametrize("problem", ["gelu", "softmax", "layer norm", "gradient of softmax", "several outputs"])
 def test_outputs_may_take_over_the_memory_of_inputs(problem, libraries):
     case = PROBLEMS[problem]()[-1]  # computed once more: the arguments are spoilt here
-    ((entry, args),) = case.calls
+    ((entry, args, _),) = case.calls
     of = lambda kind: [k for k, p in enumerate(entry.parameters) if p.kind == kind]
     pairs = [(k, out) for k in of("leaf") for out in of("output") if args[k].shape == args[out].shape]
     k, out = pairs[0]
     args[out] = case.outputs[entry.parameters[out].index] = args[k]
-    getattr(libraries[case.emitted.name], entry.name)(*map(passed, args))
+    run(libraries[case.emitted.name], case)
     agree(case)
 
 
@@ -466,11 +491,10 @@ def test_arithmetic_is_never_contracted(tmp_path):
     x, y, z = (values(np.dtype("f4"), (4096,), name) for name in "xyz")
     (case,) = cases_of(lambda: gpuad.asarray(x) * gpuad.asarray(y) + gpuad.asarray(z))
     source, library = tmp_path / "kernel.cpp", tmp_path / "kernel.so"
-    source.write_text(HOST_PRELUDE + case.emitted.code)
+    source.write_text(HOST_PRELUDE + case.emitted.code + "".join(map(door, case.emitted.entries)))
     command = [compiler(), "-O3", "-march=native", *HOST_FLAGS, "-shared", "-fPIC", "-o", library, source]
     subprocess.run(command, check=True)
-    for entry, args in case.calls:
-        getattr(ctypes.CDLL(library), entry.name)(*map(passed, args))
+    run(ctypes.CDLL(library), case)
     np.testing.assert_array_equal(case.outputs[0], x * y + z)
     assert "--fmad=false" in CUDA_FLAGS and not any("fast" in flag for flag in CUDA_FLAGS + HOST_FLAGS)
 

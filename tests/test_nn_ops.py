@@ -11,6 +11,7 @@ from gpuad import random
 from gpuad.fuse.kernel import watchers
 from gpuad.fuse.plan import realize
 from gpuad.ops import nn
+from gpuad.ops.attention import scaled_dot_product_attention
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_cross_entropy_writes_nothing_of_the_size_of_its_logits_but_the_gradient
 
 def test_attention_writes_scores_once_and_weights_once(kernels):
     q, k, v = leaf(2, 8, 4), leaf(2, 8, 4, seed=1), leaf(2, 8, 4, seed=2)
-    y = nn.scaled_dot_product_attention(q, k, v, causal=True)
+    y = scaled_dot_product_attention(q, k, v, causal=True)
     realize(y.array)
     ((_, written),) = kernels
     assert written == [(2, 8, 8)]
@@ -316,9 +317,9 @@ def test_a_query_that_sees_no_key_gets_zeros_and_gives_no_gradient():
     mask = np.array([[True, True, False], [False, False, False], [True, False, False]])
 
     def attend(q, k, v):
-        return gpuad.sum(nn.scaled_dot_product_attention(q, k, v, mask=mask))
+        return gpuad.sum(scaled_dot_product_attention(q, k, v, mask=mask))
 
-    assert nn.scaled_dot_product_attention(q, k, v, mask=mask).tolist()[1] == [0, 0, 0, 0]
+    assert scaled_dot_product_attention(q, k, v, mask=mask).tolist()[1] == [0, 0, 0, 0]
     gradients = gpuad.grad(attend, argnums=(0, 1, 2))(q, k, v)
     assert all(np.isfinite(g.numpy()).all() for g in gradients)
     assert gradients[0].tolist()[1] == [0, 0, 0, 0]
@@ -330,23 +331,23 @@ def test_causal_attention_sees_the_keys_up_to_its_own(queries, keys):
     rng = np.random.default_rng(0)
     q, k, v = rng.standard_normal((2, queries, 4)), rng.standard_normal((2, keys, 4)), rng.standard_normal((2, keys, 3))
     seen = np.tri(queries, keys, dtype=bool)
-    causal = nn.scaled_dot_product_attention(q, k, v, causal=True).numpy()
-    np.testing.assert_allclose(causal, nn.scaled_dot_product_attention(q, k, v, mask=seen).numpy(), rtol=1e-12)
+    causal = scaled_dot_product_attention(q, k, v, causal=True).numpy()
+    np.testing.assert_allclose(causal, scaled_dot_product_attention(q, k, v, mask=seen).numpy(), rtol=1e-12)
 
 
 def test_attention_with_dropout_is_unbiased():
     q, k, v = (gpuad.asarray(np.random.default_rng(s).standard_normal((1, 4, 8))) for s in range(3))
     many = gpuad.broadcast_to(q, (4000, 4, 8))
     generator = random.Generator(0)
-    dropped = nn.scaled_dot_product_attention(many, k, v, dropout_p=0.25, generator=generator).numpy()
-    np.testing.assert_allclose(dropped.mean(0), nn.scaled_dot_product_attention(q, k, v).numpy()[0], atol=0.05)
+    dropped = scaled_dot_product_attention(many, k, v, dropout_p=0.25, generator=generator).numpy()
+    np.testing.assert_allclose(dropped.mean(0), scaled_dot_product_attention(q, k, v).numpy()[0], atol=0.05)
 
 
 def test_attention_in_half_types_is_close_and_stays_half():
     q, k, v = (gpuad.asarray(np.random.default_rng(s).standard_normal((2, 6, 4))) for s in range(3))
-    y = nn.scaled_dot_product_attention(q.to("bfloat16"), k.to("bfloat16"), v.to("bfloat16"), causal=True)
+    y = scaled_dot_product_attention(q.to("bfloat16"), k.to("bfloat16"), v.to("bfloat16"), causal=True)
     assert y.dtype == gpuad.bfloat16
-    expected = nn.scaled_dot_product_attention(q, k, v, causal=True).numpy()
+    expected = scaled_dot_product_attention(q, k, v, causal=True).numpy()
     np.testing.assert_allclose(y.numpy().astype(np.float64), expected, atol=0.05)
 
 
@@ -362,4 +363,4 @@ def test_attention_in_half_types_is_close_and_stays_half():
 )
 def test_attention_says_what_it_cannot_use(shapes, options, error, message):
     with pytest.raises(error, match=message):
-        nn.scaled_dot_product_attention(*[gpuad.zeros(shape) for shape in shapes], **options)
+        scaled_dot_product_attention(*[gpuad.zeros(shape) for shape in shapes], **options)

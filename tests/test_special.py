@@ -24,12 +24,11 @@ def normal_mass_below(x: Floats) -> Floats:
 CASES: dict[str, tuple[Reference, Reference]] = {
     "erf": (scipy.special.erf, lambda x: 2 + 0 * x),
     "gelu": (lambda x: x * normal_mass_below(x), lambda x: 6 + np.where(x < 0, x * x / 2, 0)),
-    "gelu_tanh": (
-        lambda x: x * scipy.special.expit(2 / ROOT_HALF_PI * (x + 0.044715 * x**3)),
+    "gelu_gate": (
+        lambda x: scipy.special.expit(2 / ROOT_HALF_PI * (x + 0.044715 * x**3)),
         lambda x: 4 + np.where(x < 0, 4 * np.abs(x) + 0.18 * np.abs(x) ** 3, 0),
     ),
     "sigmoid": (scipy.special.expit, lambda x: 4 + 0 * x),
-    "silu": (lambda x: x * scipy.special.expit(x), lambda x: 4 + 0 * x),
     "softplus": (lambda x: np.logaddexp(0, x), lambda x: 4 + 0 * x),
     "rsqrt": (lambda x: 1 / np.sqrt(np.abs(x)), lambda x: 2 + 0 * x),
     "relu": (lambda x: np.maximum(x, 0), lambda x: 0 * x),
@@ -110,9 +109,8 @@ def test_finite_input_never_warns(name, dtype):
     [
         ("erf", -1, 1),
         ("gelu", 0, np.inf),
-        ("gelu_tanh", 0, np.inf),
+        ("gelu_gate", 0, 1),
         ("sigmoid", 0, 1),
-        ("silu", 0, np.inf),
         ("softplus", 0, np.inf),
         ("rsqrt", np.nan, 0),
         ("relu", 0, np.inf),
@@ -124,7 +122,7 @@ def test_infinities_give_the_limit_and_nan_gives_nan(name, at_minus_infinity, at
     np.testing.assert_array_equal(y, np.array([at_minus_infinity, at_infinity, np.nan] * 5, dtype))
 
 
-@pytest.mark.parametrize("name", ["erf", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("name", ["erf"])
 @floats
 def test_zero_keeps_its_sign(name, dtype):
     y = evaluate(name, np.array([0.0, -0.0], dtype))
@@ -219,4 +217,4 @@ def test_gelu_agrees_with_pytorch(torch):
         torch.nn.functional.gelu(torch.from_numpy(x), approximate=a).numpy() for a in ("none", "tanh")
     )
     np.testing.assert_allclose(special.gelu(x), exact, atol=1e-6, rtol=1e-6)
-    np.testing.assert_allclose(special.gelu_tanh(x), approximate, atol=1e-6, rtol=1e-6)
+    np.testing.assert_allclose(x * special.gelu_gate(x), approximate, atol=1e-6, rtol=1e-6)

@@ -129,7 +129,7 @@ def test_a_run_folder_holds_what_a_reader_expects(whole, text):
     folder = whole("plain")
     config = json.loads((folder / "config.json").read_text())
     assert config["settings"]["width"] == 16 and config["settings"]["data"] == [str(text)]
-    assert config["gpuad"] == gpuad.__version__ and config["engine"] == "cpu:numpy"
+    assert config["gpuad"] == gpuad.__version__ and config["engine"] == f"cpu:{gpuad.device('cpu').engine}"
     assert len(config["data"]["digest"]) == 64 and "held out" in config["data"]["description"]
     assert 0 < config["baselines"]["trigram"] < config["baselines"]["bigram"] < np.log(256)
     found = metrics(folder)
@@ -468,6 +468,11 @@ def other_version(folder):
     (folder / "config.json").write_text(json.dumps(config | {"version": 99}))
 
 
+def other_engine(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"engine": "cpu:other"}))
+
+
 def other_settings(folder):
     config = json.loads((folder / "config.json").read_text())
     config["settings"]["width"] = "wide"
@@ -500,6 +505,7 @@ def shorten_metrics(folder):
     [
         (damage_config, "cannot be read"),
         (other_version, "of this version of gpuad"),
+        (other_engine, "set GPUAD_CPU_ENGINE=other to go on"),
         (other_settings, "the setting width is 'wide'"),
         (damage_state, "state.safetensors"),
         (lose_state, "state.safetensors"),

@@ -1,7 +1,7 @@
 """Devices by name, and the default one.
 
 device("cpu")                        NumPy
-device("cuda:0")                     CuPy (not in this release)
+device("cuda"), device("cuda:1")     CuPy, imported only when asked for
 device("meta", like="cpu:numpy")     shapes only
 with use_device("meta"): ...
 """
@@ -32,7 +32,7 @@ def device(name: str | Device, *, like: str | None = None) -> Device:
         return name
     if not isinstance(name, str):
         raise DeviceError(f'a device has a name, such as "cpu" or "cuda:0"; got {name!r}')
-    key = (name, like or "")
+    key = ("cuda:0" if name == "cuda" else name, like or "")
     found = _devices.get(key)
     if found is None:
         found = _devices.setdefault(key, _make(name, like))
@@ -48,8 +48,14 @@ def _make(name: str, like: str | None) -> Device:
         return CPU()
     if name == "meta":
         return Meta(like or "cpu:numpy")
-    if name == "cuda" or name.startswith("cuda:"):
-        raise DeviceError(f"{name} is not available: {missing_cuda()}")
+    kind, _, number = name.partition(":")
+    if kind == "cuda" and (number.isdecimal() or name == "cuda"):
+        from .cuda import Cuda  # here, so that nobody else waits for it
+
+        try:
+            return Cuda(int(number or 0))
+        except DeviceError as error:
+            raise DeviceError(f"{name} is not available: {error}") from None
     raise DeviceError(f'there is no device {name!r}; the names are "cpu", "cuda", "cuda:<index>" and "meta"')
 
 
@@ -61,14 +67,6 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def missing_cuda() -> str:
-    """What stands between this machine and a CUDA device, and the remedy."""
-    return (
-        "this version of gpuad computes on the CPU only; the CUDA device comes with the next one.\n"
-        '  Leave the device out, or use device("cpu")'
-    )
 
 
 def default_device() -> Device:
@@ -87,4 +85,4 @@ def use_device(name: str | Device) -> Iterator[Device]:
         _default.reset(token)
 
 
-__all__ = ["Device", "default_device", "device", "missing_cuda", "use_device"]
+__all__ = ["Device", "default_device", "device", "use_device"]

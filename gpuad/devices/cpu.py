@@ -10,7 +10,7 @@ import numpy as np
 from ..array import Array, Shape, computed
 from ..buffer import Buffer, shared
 from ..dtype import DType
-from ..fuse import host
+from ..fuse import engines
 from ..fuse.kernel import Kernel
 from ..provenance import Site
 from .device import Device
@@ -35,7 +35,11 @@ class CPU(Device):
     """NumPy arrays; fused kernels run in cache-sized blocks."""
 
     name = "cpu"
-    engine = "numpy"
+
+    @property
+    def engine(self) -> str:
+        """What runs fused kernels: "numpy" or "compiled"."""
+        return engines.engine()
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +71,7 @@ class CPU(Device):
 
     def run(self, kernel: Kernel) -> None:
         """Compute the outputs of a fused kernel."""
-        host.run(kernel)
+        engines.run(kernel)
 
     def call(self, op: Any, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Any:
         """The result of an op that does not fuse, with NumPy."""
@@ -75,12 +79,20 @@ class CPU(Device):
             if op.into is not None:
                 shape, dtype = op.infer(arrays, params)
                 out = self.allocate(shape, dtype, site=site)
-                op.into(*arrays, out.data, **params)
+                op.into(np, *arrays, out.data, **params)
                 return out
             result = op.forward(np, *arrays, **params)
         if isinstance(result, tuple):
             return tuple([self.adopt(r, site=site) for r in result])
         return self.adopt(result, site=site)
+
+    def attention(self, q: Any, k: Any, v: Any) -> Any:
+        """The compiled kernels, where they are for such arrays."""
+        if engines.engine() != "compiled":
+            return None
+        from . import cpu_attention  # here, so that importing gpuad does not wait for it
+
+        return cpu_attention if cpu_attention.takes(q, k, v) else None
 
     def from_numpy(self, data: np.ndarray[Any, Any], *, copy: bool = True, site: Site | None = None) -> Array:
         """An Array with the contents of `data`; without `copy` it borrows the memory."""

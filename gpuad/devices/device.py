@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,19 +17,41 @@ from ..provenance import Site
 if TYPE_CHECKING:
     from ..fuse.kernel import Kernel
 
-NON_FINITE = 1  # the bit of a device's error word that a step with infinities or NaN sets
+# The bits of a device's error word.
+NON_FINITE = 1  # a step met infinities or NaN
+INDEX = 2  # an index lies outside the axis it indexes
+RECOMPUTE = 4  # a checkpointed function computed something else the second time
 
 
 class Device(ABC):
     """One place where arrays live.  Devices are compared by identity; `devices.device(name)` gives the one."""
 
     name: str
-    engine: str  # which machinery runs fused kernels here
+    xp: Any = np  # the array library: NumPy or CuPy
     computes = True  # False where arrays have shapes but no values
+    waits = True  # False where errors are flagged while the host goes on, and raised when a value is read
 
     def __init__(self) -> None:
         self.lock = threading.RLock()  # taken while arrays are realized
-        self.error_word = 0
+        self._flagged = 0
+
+    @property
+    @abstractmethod
+    def engine(self) -> str:
+        """Which machinery runs fused kernels here."""
+
+    @property
+    def error_word(self) -> int:
+        """The bits of what has gone wrong and was not put right since."""
+        return self._flagged
+
+    def from_device(self, array: Array, site: Site | None = None) -> Array:
+        """A copy of a computed `array` of another device."""
+        return self.from_numpy(array.device.to_numpy(array), site=site)
+
+    def using(self) -> AbstractContextManager[object]:
+        """Direct the array library to this device for as long as the block lasts."""
+        return nullcontext()
 
     @abstractmethod
     def allocate(self, shape: Shape, dtype: DType, category: str = "temporary", site: Site | None = None) -> Array:
@@ -56,6 +80,52 @@ class Device(ABC):
     @abstractmethod
     def synchronize(self) -> None:
         """Return when all that was asked of the device is done."""
+
+    def check_range(
+        self, array: Array, low: int, high: int, refuse: Callable[[int], Exception], ignored: int | None = None
+    ) -> None:
+        """See that the indexes in the computed `array` go from `low` to `high`; `ignored` may stand among them.
+
+        The error is `refuse(index)`, for an index that does not.  It is raised at once where the device `waits`, else
+        when a value is read.
+        """
+        data = array.data
+        if not data.size or (data.min() >= low and data.max() <= high):
+            return
+        wrong = data[(data < low) | (data > high)]
+        if ignored is not None:
+            wrong = wrong[wrong != ignored]
+        if wrong.size:
+            raise refuse(int(wrong[0]))
+
+    def check_true(
+        self, ok: Array, bit: int, refuse: Callable[[int], Exception], undo: Callable[[], None] | None = None
+    ) -> None:
+        """See that the one element of `ok`, a computed bool, is true; if not `bit` is set in the error word.
+
+        The error is `refuse(0)`, raised as by `check_range`.  Where that is later, `undo()` is called before, and for
+        every check made since.
+        """
+        if self.to_numpy(ok).item():
+            self._flagged &= ~bit
+            return
+        self._flagged |= bit
+        raise refuse(0)
+
+    def all_clear(self) -> Array | None:
+        """bool[]: whether nothing is flagged so far, for what must not happen then; None where the device `waits`."""
+        return None
+
+    def attention(self, q: Any, k: Any, v: Any) -> Any:
+        """What computes attention in one kernel, `forward` and `backward`, for arrays of these shapes and dtypes.
+
+        None where products of matrices are to do it.
+        """
+        return None
+
+    def describe(self) -> str:
+        """What it is, in a line for `gpuad info`."""
+        return f"engine {self.engine}"
 
     def recycle(self, owner: Any, nbytes: int) -> None:  # noqa: B027  # most devices have nothing to do
         """Keep the memory of a buffer that is going, for another."""

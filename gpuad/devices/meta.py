@@ -6,6 +6,7 @@ the CPU; their contents must never be read.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,11 @@ class Meta(Device):
         super().__init__()
         self.like = like
         self.name = "meta"
-        self.engine = like
+
+    @property
+    def engine(self) -> str:
+        """The device and engine it stands for."""
+        return self.like
 
     def allocate(self, shape: Shape, dtype: DType, category: str = "temporary", site: Site | None = None) -> Array:
         """A computed Array without contents."""
@@ -60,6 +65,28 @@ class Meta(Device):
         shape, dtype = found
         return self.allocate(shape, dtype, site=site)
 
+    def check_range(
+        self, array: Array, low: int, high: int, refuse: Callable[[int], Exception], ignored: int | None = None
+    ) -> None:
+        """Return: there are no values to check."""
+
+    def check_true(
+        self, ok: Array, bit: int, refuse: Callable[[int], Exception], undo: Callable[[], None] | None = None
+    ) -> None:
+        """Return: there is no value to check."""
+
+    def attention(self, q: Any, k: Any, v: Any) -> Any:
+        """The kernels of the device it stands for, where they are for such arrays; they are not called."""
+        if self.like != "cpu:compiled":
+            return None
+        from . import cpu_attention
+
+        return cpu_attention if cpu_attention.takes(q, k, v) else None
+
+    def from_device(self, array: Array, site: Site | None = None) -> Array:
+        """An Array of the shape and dtype of `array`."""
+        return self.allocate(array.shape, array.dtype, site=site)
+
     def from_numpy(self, data: np.ndarray[Any, Any], *, copy: bool = True, site: Site | None = None) -> Array:
         """An Array of the shape and dtype of `data`."""
         return self.allocate(data.shape, data.dtype, site=site)
@@ -70,6 +97,10 @@ class Meta(Device):
             f"an array on the meta device has a shape but no values ({array.dtype}{list(array.shape)}, made at"
             f" {describe(array.site)})\n  run on another device to read values"
         )
+
+    def describe(self) -> str:
+        """What it is, in a line for `gpuad info`."""
+        return "shapes only"
 
     def synchronize(self) -> None:
         """Return: nothing runs here."""

@@ -114,7 +114,7 @@ FITS = {
     ),
 }
 
-# gelu_tanh(x) = x / (1 + exp(x * (first * x^2 + second))): -2 sqrt(2 / pi) times 0.044715 and 1
+# gelu_gate(x) = 1 / (1 + exp(x * (first * x^2 + second))): -2 sqrt(2 / pi) times 0.044715 and 1
 GELU_TANH = (-0.07135481627260025, -1.5957691216057308)
 
 
@@ -130,7 +130,6 @@ class _Constants:
 
         fits = FITS[dtype.__name__]
         self.zero, self.one, self.infinity, self.minus_half = scalars(0, 1, np.inf, -0.5)
-        self.finite_or_inf = scalars(float(np.finfo(dtype).min), np.inf)
         self.erf_range = scalars(-fits.erf_limit, fits.erf_limit)
         self.erf_inner = scalars(-fits.erf_knee, fits.erf_knee)
         (self.erf_gap,) = scalars(fits.erf_gap)
@@ -214,18 +213,17 @@ def gelu(x: Floats, out: Floats | None = None) -> Floats:
     return np.subtract(x.clip(c.zero, c.infinity, out=out), mass, out=out)
 
 
-def gelu_tanh(x: Floats, out: Floats | None = None) -> Floats:
-    """x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))) / 2 of each element."""
+def gelu_gate(x: Floats, out: Floats | None = None) -> Floats:
+    """(1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))) / 2 of each element, by which gelu's tanh form multiplies x."""
     c = _constants[x.dtype]
     first, second = c.gelu_tanh
     out = np.empty_like(x) if out is None else out
     e, *_ = _scratch.like(x)
-    x.clip(*c.finite_or_inf, out=out)
-    with np.errstate(over="ignore"):
-        np.multiply(out, out, out=e)
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.multiply(x, x, out=e)
         np.add(np.multiply(e, first, out=e), second, out=e)
-        np.exp(np.multiply(e, out, out=e), out=e)
-    return np.divide(out, np.add(e, c.one, out=e), out=out)
+        np.exp(np.multiply(e, x, out=e), out=e)
+    return np.divide(c.one, np.add(e, c.one, out=e), out=out)
 
 
 def sigmoid(x: Floats, out: Floats | None = None) -> Floats:
@@ -235,17 +233,6 @@ def sigmoid(x: Floats, out: Floats | None = None) -> Floats:
     with np.errstate(over="ignore"):
         np.exp(np.negative(x, out=out), out=out)
     return np.divide(c.one, np.add(out, c.one, out=out), out=out)
-
-
-def silu(x: Floats, out: Floats | None = None) -> Floats:
-    """x / (1 + exp(-x)) of each element; 0 where the exponential overflows, at -88.7 in float32."""
-    c = _constants[x.dtype]
-    out = np.empty_like(x) if out is None else out
-    e, *_ = _scratch.like(x)
-    x.clip(*c.finite_or_inf, out=out)
-    with np.errstate(over="ignore"):
-        np.exp(np.negative(out, out=e), out=e)
-    return np.divide(out, np.add(e, c.one, out=e), out=out)
 
 
 def softplus(x: Floats, out: Floats | None = None) -> Floats:

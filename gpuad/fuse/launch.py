@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from ..array import Array
+from ..array import Array, Shape
 from ..dtype import DType, compute_dtype
 from .kernel import Kernel
 from .prelude import c_name
 from .totals import CHUNK
 
 INT64: DType = np.dtype(np.int64)
+COLUMN_CHUNK = 1 << 16  # elements of a chunk that leaves one partial result a column, roughly
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Parameter:
 
     `kind` is "leaf" or "partials" for a pointer to elements of `dtype` that are read, "output" or "partial" for one to
     elements that are written, "scalar" for an operand and "param" for a parameter of a node, "stride" for a stride of
-    a leaf in elements, "axis" for a length of the space, and "size", "rows", "cols", "chunk" or "chunks" for the
-    length of that name.
+    a leaf in elements, "axis" for a length of the space, and "size", "rows", "cols", "chunk", "chunks" or "scratch"
+    (bytes of a team) for the length of that name.
     """
 
     kind: str
@@ -44,10 +45,24 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Entry:
-    """One function of the text."""
+    """One function of the text.  `items` is the length that its outermost loop goes over, or "one"."""
 
     name: str
     parameters: tuple[Parameter, ...]
+    items: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One value for each column in a team's scratch memory.  Only `shared` ones are needed on a GPU."""
+
+    dtype: DType
+    shared: bool
+
+    @property
+    def size(self) -> int:
+        """The bytes of a column, aligned."""
+        return max(4, self.dtype.itemsize)
 
 
 @dataclass(frozen=True)
@@ -60,8 +75,10 @@ class Emitted:
     header: str
     code: str
     entries: tuple[Entry, ...]
-    by_rows: bool  # does a chunk count rows, or elements?
+    by_rows: bool  # does it tell rows and columns apart?
+    reduces: bool  # does it reduce rows, so that a team must see a whole one?
     partials: tuple[tuple[DType, bool], ...]  # of each reduction that ends the kernel: dtype; one result a column?
+    scratch: tuple[Row, ...]
 
     @property
     def text(self) -> str:
@@ -79,15 +96,50 @@ class Emitted:
         return self.entries[0].parameters
 
     def lengths(self, kernel: Kernel) -> dict[str, int]:
-        """The lengths that entries take as arguments, by name."""
+        """The lengths that entries take as arguments, or go over, by name."""
         rows, cols = kernel.rows, kernel.cols
-        chunk, n = (max(1, CHUNK // max(cols, 1)), rows) if self.by_rows else (CHUNK, rows * cols)
-        return {"size": rows * cols, "rows": rows, "cols": cols, "chunk": chunk, "chunks": -(-n // chunk)}
+        chunk = chunk_of(kernel.space, by_column=self.by_column)
+        if self.by_rows:
+            chunk, n = max(chunk, 1), rows
+        else:
+            chunk, n = chunk * cols or CHUNK, rows * cols
+        return {
+            "size": rows * cols,
+            "rows": rows,
+            "cols": cols,
+            "chunk": chunk,
+            "chunks": -(-n // chunk),
+            "scratch": self.scratch_bytes(cols, shared=True),
+            "one": 1,
+        }
+
+    @property
+    def by_column(self) -> bool:
+        """Does the kernel end in reductions that leave one result a column?"""
+        return any(by_column for _, by_column in self.partials)
+
+    def scratch_bytes(self, cols: int, *, shared: bool) -> int:
+        """The bytes of scratch memory of one team: of what a GPU needs, or of everything."""
+        rows = sum(row.size for row in self.scratch if row.shared or not shared)
+        return -(-(chunk_bytes(self.partials) + rows * cols) // 16) * 16
 
     def partial_sizes(self, kernel: Kernel) -> list[tuple[int, DType]]:
         """How many elements of which dtype the partial results of each ending reduction are."""
         n = self.lengths(kernel)
         return [(n["chunks"] * (n["cols"] if by_column else 1), dtype) for dtype, by_column in self.partials]
+
+
+def chunk_of(space: Shape, *, by_column: bool) -> int:
+    """How many rows of `space` one partial result covers; 0 if it is a part of a row, of CHUNK elements."""
+    cols = space[-1] if space else 1
+    if by_column:
+        return max(16, min(COLUMN_CHUNK // max(cols, 1), 256))
+    return 0 if cols > CHUNK or len(space) < 2 else CHUNK // max(cols, 1)
+
+
+def chunk_bytes(partials: Sequence[tuple[DType, bool]]) -> int:
+    """The bytes of scratch memory that collect the elements of a chunk, for each reduction over everything."""
+    return sum(CHUNK * max(4, dtype.itemsize) for dtype, by_column in partials if not by_column)
 
 
 def arguments(emitted: Emitted, entry: Entry, kernel: Kernel, partials: Sequence[Any] = ()) -> list[Any]:
@@ -104,17 +156,22 @@ def arguments(emitted: Emitted, entry: Entry, kernel: Kernel, partials: Sequence
             found.append(kernel.results[p.index])
         elif p.kind in ("partial", "partials"):
             found.append(partials[p.index])
-        elif p.kind == "scalar":
-            found.append(scalar(kernel.nodes[p.index].inputs[p.slot], p.dtype))
-        elif p.kind == "param":
-            node = kernel.nodes[p.index]
-            value = node.params[p.slot]
-            found.append(scalar(scalar(value, node.dtype) if p.dtype == compute_dtype(node.dtype) else value, p.dtype))
+        elif p.kind in ("scalar", "param"):
+            found.append(value_of(p, kernel))
         elif p.kind == "stride":
             found.append(scalar(strides_of(kernel.leaves[p.index], len(kernel.space))[p.slot], p.dtype))
         else:
             found.append(scalar(kernel.space[p.slot] if p.kind == "axis" else lengths[p.kind], p.dtype))
     return found
+
+
+def value_of(p: Parameter, kernel: Kernel) -> Any:
+    """The value of a "scalar" or "param", as a NumPy scalar of the declared dtype."""
+    node = kernel.nodes[p.index]
+    if p.kind == "scalar":
+        return scalar(node.inputs[p.slot], p.dtype)
+    value = node.params[p.slot]
+    return scalar(scalar(value, node.dtype) if p.dtype == compute_dtype(node.dtype) else value, p.dtype)
 
 
 def scalar(value: Any, dtype: DType) -> Any:

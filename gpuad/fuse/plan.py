@@ -24,6 +24,7 @@ from weakref import ref
 from ..array import ANCHOR, ELEMENTWISE, ROW, SOURCE, TOTAL, Array, Shape
 from ..errors import GpuadError
 from .kernel import Kernel, row_shape, space_of, watchers
+from .totals import CHUNK
 
 STORE_COST = 48.0  # additions an element may take to compute again before it is stored; see benchmarks/test_costs.py
 MAX_DEPTH = 32  # longest chain of pending operations
@@ -58,7 +59,7 @@ def _compute(roots: Sequence[ref[Array]], wanted: set[int]) -> None:
 
     What waits here is held weakly: it lives as long as something will read it, and no longer.
     """
-    for space, group in _grouped(roots).items():
+    for (space, _), group in _grouped(roots).items():
         left = _pending(group)  # an earlier kernel may have stored some
         if left and isinstance(space, int):
             _run_anchor(left[0], wanted)
@@ -78,14 +79,32 @@ def _compute(roots: Sequence[ref[Array]], wanted: set[int]) -> None:
         _run(left, nodes, space, wanted)
 
 
-def _grouped(roots: Sequence[ref[Array]]) -> dict[Shape | int, list[ref[Array]]]:
-    """`roots` by the space they are computed over; an anchor is a group of its own."""
-    groups: dict[Shape | int, list[ref[Array]]] = {}
+def _grouped(roots: Sequence[ref[Array]]) -> dict[tuple[Shape | int, bool], list[ref[Array]]]:
+    """`roots` by the space they are computed over; an anchor is a group of its own.
+
+    Reductions over everything are apart from those over rows, whose chunks have other sizes.
+    """
+    groups: dict[tuple[Shape | int, bool], list[ref[Array]]] = {}
     for root in roots:
         a = root()
         if a is not None and a.op is not None:
-            groups.setdefault(id(a) if a.op.fusion == ANCHOR else space_of(a), []).append(root)
+            space = id(a) if a.op.fusion == ANCHOR else space_of(a)
+            groups.setdefault((space, _over_all(a)), []).append(root)
+    for key in [key for key in groups if key[1]]:
+        others = groups.get((key[0], False))
+        if others and not any(_by_column(a) for a in _pending(others)):
+            others += groups.pop(key)
     return groups
+
+
+def _over_all(a: Array) -> bool:
+    """Is `a` a reduction over everything?"""
+    return a.op is not None and a.op.fusion == TOTAL and not a.shape
+
+
+def _by_column(a: Array) -> bool:
+    """Is `a` a reduction over rows?"""
+    return a.op is not None and a.op.fusion == TOTAL and len(a.shape) == 1
 
 
 def _pending(roots: Sequence[ref[Array]]) -> list[Array]:
@@ -120,6 +139,9 @@ def _grow(roots: Sequence[Array], space: Shape) -> tuple[list[Array], list[Array
                 stack.append(x)
             else:
                 before.append(x)
+    if len(space) > 0 and space[-1] > CHUNK and any(x.shape == rows for x in nodes if x.shape != space):
+        # chunks of everything are parts of a row here, and a kernel that reduces rows has whole ones
+        before += [x for a in nodes if _over_all(a) for x in a.inputs if type(x) is Array and x.op is not None]
     nodes.sort(key=_serial)
     return nodes, before
 

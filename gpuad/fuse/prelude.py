@@ -1,8 +1,7 @@
 """What stands before the text of a kernel, so that one text means the same to NVRTC and to the host's compiler.
 
-Three macros: DEVICE before a function that kernels call, KERNEL before an entry, LOOP(i, n) for what a GPU spreads
-over threads.  Half types are 16 bits of storage, read by `widen` and written by `to_float16` and `to_bfloat16`; they
-need no header of CUDA's.
+DEVICE stands before a function that kernels call, KERNEL before an entry; teams.py has the loops.  Half types are 16
+bits of storage, read by `widen` and written by `to_float16` and `to_bfloat16`; they need no header of CUDA's.
 """
 
 from __future__ import annotations
@@ -10,10 +9,21 @@ from __future__ import annotations
 import numpy as np
 
 from ..dtype import DType, compute_dtype
+from .functions import HOST_FUNCTIONS
+from .teams import CUDA_TEAMS, HOST_TEAMS
 
 # Every number means the same on both processors: no contraction, no shortcuts, signed integers that wrap.
 CUDA_FLAGS = ("--std=c++17", "--fmad=false")
 HOST_FLAGS = ("-std=c++17", "-ffp-contract=off", "-fwrapv")
+# A GPU's kernel says how many elements a group has, and whether sums over columns fit in shared memory.
+CUDA_DEFAULTS = """
+#ifndef WIDTH
+#define WIDTH 4
+#endif
+#ifndef COLUMNS_IN_SHARED
+#define COLUMNS_IN_SHARED 1
+#endif
+"""
 
 _TYPES = """
 using int8 = signed char;
@@ -96,8 +106,6 @@ CUDA_PRELUDE = (
     + """
 #define DEVICE __device__ __forceinline__
 #define KERNEL extern "C" __global__ void
-#define LOOP(i, n) \\
-    for (int64 i = blockIdx.x * int64(blockDim.x) + threadIdx.x; i < (n); i += int64(blockDim.x) * gridDim.x)
 #ifndef INFINITY
 #define INFINITY __int_as_float(0x7f800000)
 #define NAN __int_as_float(0x7fc00000)
@@ -105,6 +113,19 @@ CUDA_PRELUDE = (
 DEVICE uint64 high_word(uint64 x, uint64 y) { return __umul64hi(x, y); }
 DEVICE uint32 bits_of(float x) { return __float_as_uint(x); }
 DEVICE float float_of(uint32 b) { return __uint_as_float(b); }
+#ifdef GPUAD_ON_HOST  // the tests compile this text for the CPU, a fibre for each thread
+DEVICE float widen(float16 h) {
+    _Float16 x;
+    __builtin_memcpy(&x, &h, sizeof x);
+    return float(x);
+}
+DEVICE float16 to_float16(float x) {
+    const _Float16 y = _Float16(x);
+    float16 h;
+    __builtin_memcpy(&h, &y, sizeof h);
+    return h;
+}
+#else
 DEVICE float widen(float16 h) {
     float x;
     asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(h.bits));
@@ -115,21 +136,21 @@ DEVICE float16 to_float16(float x) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h.bits) : "f"(x));
     return h;
 }
+#endif
 """
     + _FUNCTIONS
+    + CUDA_DEFAULTS
+    + CUDA_TEAMS
 )
 
 HOST_PRELUDE = (
-    """
-#include <cmath>
-#include <cstring>
-using namespace std;
-"""
-    + _TYPES
+    _TYPES
     + """
-#define DEVICE static inline
+#define DEVICE static inline __attribute__((always_inline))
 #define KERNEL extern "C" void
-#define LOOP(i, n) for (int64 i = 0; i < (n); ++i)
+"""
+    + HOST_FUNCTIONS
+    + """
 template <typename To, typename From> DEVICE To same_bits(From x) {
     To y;
     memcpy(&y, &x, sizeof y);
@@ -142,6 +163,7 @@ DEVICE float widen(float16 h) { return float(same_bits<_Float16>(h.bits)); }
 DEVICE float16 to_float16(float x) { return {same_bits<uint16>(_Float16(x))}; }
 """
     + _FUNCTIONS
+    + HOST_TEAMS
 )
 
 _C_NAMES: dict[DType, str] = {np.dtype(np.float32): "float", np.dtype(np.float64): "double", np.dtype(np.bool_): "bool"}

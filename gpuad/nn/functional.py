@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..ops.activations import gelu, relu, sigmoid, silu, softplus
+from ..ops.attention import scaled_dot_product_attention
 from ..ops.elementwise import tanh
 from ..ops.linalg import linear
 from ..ops.nn import (
@@ -13,7 +14,6 @@ from ..ops.nn import (
     log_softmax,
     rms_norm,
     rotary_embedding,
-    scaled_dot_product_attention,
     softmax,
 )
 

@@ -15,6 +15,7 @@ from ..array import describe
 from ..devices import Device
 from ..dtype import DEFAULT_FLOAT
 from ..errors import DataError, ShapeError
+from ..ops.attention import attend_packed
 from ..ops.join import unstack
 from ..ops.shape import permute_dims, reshape
 from ..random import Generator
@@ -180,6 +181,11 @@ class MultiHeadAttention(Module):
             raise ShapeError(f"MultiHeadAttention() needs [batch, length, width], got {describe(x)}")
         batch, length, width = x.shape
         split = reshape(self.qkv(x), (batch, length, 3, self.heads, width // self.heads))
+        dropout = self.dropout if self.training else 0.0
+        if mask is None and not (self.rotary or dropout):
+            y = attend_packed(split, causal=self.causal, scale=1.0 / math.sqrt(width // self.heads))
+            if y is not None:
+                return self._merged(y, x.shape)
         q, k, v = unstack(permute_dims(split, (2, 0, 3, 1, 4)))
         if self.rotary:
             q, k = (F.rotary_embedding(x, base=self.rotary_base) for x in (q, k))
@@ -189,10 +195,14 @@ class MultiHeadAttention(Module):
             v,
             mask=mask,
             causal=self.causal,
-            dropout_p=self.dropout if self.training else 0.0,
+            dropout_p=dropout,
             generator=self.generator,
         )
-        merged: Tensor = self.out(reshape(permute_dims(y, (0, 2, 1, 3)), (batch, length, width)))
+        return self._merged(y, x.shape)
+
+    def _merged(self, y: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """What the projection makes of the heads' results, [batch, heads, length, width / heads], side by side."""
+        merged: Tensor = self.out(reshape(permute_dims(y, (0, 2, 1, 3)), shape))
         return merged
 
     def extra_repr(self) -> str:

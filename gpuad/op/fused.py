@@ -159,6 +159,11 @@ def _size(shape: Shape) -> int:
 
 def broadcast_shape(name: str, arrays: Sequence[Any]) -> Shape:
     """The shape that the arrays broadcast to; a ShapeError that shows them if there is none."""
+    shapes = {a.shape for a in arrays if type(a) not in WEAK}
+    if len(shapes) == 2:  # nearly always: a smaller one along the last axes of the other
+        large, small = sorted(shapes, key=len, reverse=True)
+        if large[len(large) - len(small) :] == small:
+            return large  # type: ignore[no-any-return]
     try:
         return np.broadcast_shapes(*[a.shape for a in arrays if type(a) not in WEAK])
     except ValueError:

@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from ..array import ANCHOR, COMPOSITE, Array
 from ..fuse.plan import SURVEY_EVERY, cut, eager, realize, realize_all
 from ..provenance import Site, blame
@@ -17,7 +15,10 @@ from .fused import structural
 
 
 class View(Op):
-    """An op whose result looks at its input's memory: `view(data, **params)` gives the view.  Linear."""
+    """An op whose result looks at its input's memory: `view(data, **params)` gives the view.  Linear.
+
+    `view` never copies: where no strides give the result it is a ValueError.
+    """
 
     def __init__(self, name: str, view: Callable[..., Any], *, transpose: Callable[..., Any], doc: str = "") -> None:
         _, *params = parameters(view)
@@ -31,17 +32,14 @@ class View(Op):
     def evaluate(self, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Array:
         (x,) = arrays
         realize(x)
-        data = self.view(x.data, **params)
-        if data.size and not np.may_share_memory(data, x.data):  # NumPy had to copy (a reshape of a transpose)
-            return x.device.adopt(data, site=site)  # type: ignore[no-any-return]
-        return x.device.view(x, data, site)  # type: ignore[no-any-return]
+        return x.device.view(x, self.view(x.data, **params), site)  # type: ignore[no-any-return]
 
 
 class Opaque(Op):
     """An op computed at once by a library function.
 
     `forward(xp, *arrays, **params)` calls NumPy or CuPy; `infer(arrays, params)` gives the shape and dtype of the
-    result (a list of them for several) without computing it; `into(*arrays, out, **params)`, where given, writes
+    result (a list of them for several) without computing it; `into(xp, *arrays, out, **params)`, where given, writes
     into memory allocated for it.
     """
 

@@ -30,8 +30,8 @@ Value: TypeAlias = "Tensor | Scalar"
 # --- primitives -------------------------------------------------------------------------------
 
 
-def _put_into(x: Any, value: Any, out: Any, key: Any) -> None:
-    np.copyto(out, x)
+def _put_into(xp: Any, x: Any, value: Any, out: Any, key: Any) -> None:
+    out[...] = x
     out[key] = value
 
 

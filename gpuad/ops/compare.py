@@ -30,7 +30,7 @@ greater_equal = Elementwise(
 # In C++ the functions of these names take no integers; the arithmetic serves every dtype.
 isnan = Elementwise("isnan", "x", numpy=np.isnan, cuda="x != x", dtypes="compare", doc="Whether x is not a number.")
 isinf = Elementwise(
-    "isinf", "x", numpy=np.isinf, cuda="x == x && x - x != x - x", dtypes="compare", doc="Whether x is an infinity."
+    "isinf", "x", numpy=np.isinf, cuda="(x == x) & (x - x != x - x)", dtypes="compare", doc="Whether x is an infinity."
 )
 isfinite = Elementwise(
     "isfinite", "x", numpy=np.isfinite, cuda="x - x == x - x", dtypes="compare", doc="Whether x is a finite number."
@@ -50,10 +50,10 @@ signbit = _SignBit("signbit", "x", numpy=np.signbit, cuda="signbit(x)", dtypes="
 # --- logic: operands are taken as bools -----------------------------------------------------------
 
 logical_and = Elementwise(
-    "logical_and", "ab", numpy=np.logical_and, cuda="a && b", dtypes="logical", doc="Whether both are true."
+    "logical_and", "ab", numpy=np.logical_and, cuda="a & b", dtypes="logical", doc="Whether both are true."
 )
 logical_or = Elementwise(
-    "logical_or", "ab", numpy=np.logical_or, cuda="a || b", dtypes="logical", doc="Whether one of them is true."
+    "logical_or", "ab", numpy=np.logical_or, cuda="a | b", dtypes="logical", doc="Whether one of them is true."
 )
 logical_xor = Elementwise(
     "logical_xor", "ab", numpy=np.logical_xor, cuda="a != b", dtypes="logical", doc="Whether just one of them is true."
@@ -91,7 +91,7 @@ bitwise_left_shift = _Shift(
     "bitwise_left_shift",
     "ab",
     numpy=np.left_shift,
-    cuda="b >= T(0) && b < T(8 * sizeof(T)) ? a << b : T(0)",
+    cuda="(b >= T(0)) & (b < T(8 * sizeof(T))) ? a << b : T(0)",
     dtypes="integer",
     doc="The bits of a, b places higher.",
 )
@@ -99,7 +99,7 @@ bitwise_right_shift = _Shift(
     "bitwise_right_shift",
     "ab",
     numpy=np.right_shift,
-    cuda="b >= T(0) && b < T(8 * sizeof(T)) ? a >> b : T(a < T(0) ? -1 : 0)",
+    cuda="(b >= T(0)) & (b < T(8 * sizeof(T))) ? a >> b : T(a < T(0) ? -1 : 0)",
     dtypes="integer",
     doc="The bits of a, b places lower, filled up with its sign.",
 )
@@ -151,7 +151,7 @@ maximum = Elementwise(
     "maximum",
     "ab",
     numpy=_maximum,
-    cuda="a > b || a != a ? a : b",
+    cuda="(a > b) | (a != a) ? a : b",
     diff=(
         lambda t, a, b: where(equal(a, b), 0.5 * t, where(less(a, b), 0, t)),
         lambda t, a, b: where(equal(a, b), 0.5 * t, where(less(b, a), 0, t)),
@@ -163,7 +163,7 @@ minimum = Elementwise(
     "minimum",
     "ab",
     numpy=_minimum,
-    cuda="a < b || a != a ? a : b",
+    cuda="(a < b) | (a != a) ? a : b",
     diff=(
         lambda t, a, b: where(equal(a, b), 0.5 * t, where(greater(a, b), 0, t)),
         lambda t, a, b: where(equal(a, b), 0.5 * t, where(greater(b, a), 0, t)),
@@ -177,7 +177,7 @@ _raise = Elementwise(
     "clip",
     ("x", "low"),
     numpy=_maximum,
-    cuda="x < low || low != low ? low : x",
+    cuda="(x < low) | (low != low) ? low : x",
     diff=(lambda t, x, low: where(greater_equal(x, low), t, 0), lambda t, x, low: where(less(x, low), t, 0)),
     cost=1.5,
 )
@@ -185,10 +185,13 @@ _lower = Elementwise(
     "clip",
     ("x", "high"),
     numpy=_minimum,
-    cuda="x > high || high != high ? high : x",
+    cuda="(x > high) | (high != high) ? high : x",
     diff=(lambda t, x, high: where(less_equal(x, high), t, 0), lambda t, x, high: where(greater(x, high), t, 0)),
     cost=1.5,
 )
+
+
+_RAISED = "((x < low) | (low != low) ? low : x)"
 
 
 def _bounded(x: Any, low: Any, high: Any, out: Any) -> None:
@@ -199,7 +202,7 @@ _clip = Elementwise(
     "clip",
     ("x", "low", "high"),
     numpy=_bounded,
-    cuda="x != x ? x : low != low ? low : (x > low ? x : low) > high || high != high ? high : x > low ? x : low",
+    cuda=f"({_RAISED} > high) | (high != high) ? high : {_RAISED}",
     diff=(
         lambda t, x, low, high: where(logical_and(greater_equal(x, low), less_equal(x, high)), t, 0),
         lambda t, x, low, high: where(logical_and(less(x, low), _less_equal(low, high)), t, 0),

@@ -39,10 +39,8 @@ class _Move(Op):
         self.jvp = [((lambda t, device: to_device(t, device=device)), (self.slots["device"],))]
 
     def evaluate(self, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Array:
-        x, device = realize(arrays[0]), params["device"]
-        if not device.computes:
-            return device.allocate(x.shape, x.dtype, site=site)  # type: ignore[no-any-return]  # a Device
-        return device.from_numpy(x.device.to_numpy(x), site=site)  # type: ignore[no-any-return]
+        moved: Array = params["device"].from_device(realize(arrays[0]), site)
+        return moved
 
 
 _move = _Move()

@@ -17,7 +17,7 @@ import numpy as np
 from ..array import Shape, describe
 from ..convert import as_operand, asarray
 from ..devices import Device
-from ..dtype import HALVES, bool_, float32, int64, is_float, uint64
+from ..dtype import bool_, compute_dtype, int64, is_float, uint64
 from ..errors import DeviceError, DTypeError, IndexRangeError, ShapeError
 from ..fuse.plan import realize
 from ..op import Inferred, Opaque, broadcast_shape
@@ -59,24 +59,26 @@ def _scatter_infer(x: Any, index: Any, axis: int, length: int) -> Inferred:
 
 
 def _scatter_forward(xp: Any, x: Any, index: Any, axis: int, length: int) -> Any:
-    """Adds in the order of the elements of `x`, one at a time: the bits depend on nothing else."""
+    """Adds in the order of the elements of `x`, one at a time: the bits depend on nothing else.
+
+    A GPU has its own (devices/cuda_index.py), which adds in the same order.
+    """
     shape, dtype = _scatter_infer(x, index, axis, length)
     before, width = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
-    wide = x.astype(float32) if dtype in HALVES else x
-    values = wide.reshape(-1)
-    out = xp.zeros(before * length * width, wide.dtype)
+    values = x.reshape(-1)
+    out = xp.zeros(before * length * width, dtype)
     if not values.size:
-        return out.reshape(shape).astype(dtype)
+        return out.reshape(shape)
     starts = (xp.arange(before)[:, None] * length + index.reshape(-1)).reshape(-1) * width
     columns = xp.arange(width)
     rows = max(1, SCATTERED_AT_ONCE // width)
     for k in range(0, starts.size, rows):
         addresses = (starts[k : k + rows, None] + columns).reshape(-1)
         xp.add.at(out, addresses, values[k * width : (k + rows) * width])
-    return out.reshape(shape).astype(dtype, copy=False)
+    return out.reshape(shape)
 
 
-scatter_add: Opaque = Opaque(
+_scatter_add: Opaque = Opaque(
     "scatter_add",
     ("x", "index"),
     infer=_scatter_infer,
@@ -84,8 +86,12 @@ scatter_add: Opaque = Opaque(
     vjp=(lambda g, index, axis: gather(g, index, axis=axis), None),
     jvp=(lambda t, index, axis, length: scatter_add(t, index, axis=axis, length=length), None),
     params=("axis", "length"),
-    doc="Zeros with each slice of `x` added at its `index` along `axis`, which has `length`.",
 )
+
+
+def scatter_add(x: Tensor, index: Tensor, *, axis: int, length: int) -> Tensor:
+    """Zeros with each slice of `x` added at its `index` along `axis`, which has `length`; half types in float32."""
+    return astype(_scatter_add(astype(x, compute_dtype(x.dtype)), index, axis=axis, length=length), x.dtype)
 
 
 # --- keys -------------------------------------------------------------------------------------
@@ -106,8 +112,12 @@ class Picked:
         mask = self.array
         if mask.dtype != bool_:
             return mask
-        values = _values(mask) if self.host is None else self.host
-        return Tensor(mask.device.adopt(values.reshape(-1).nonzero()[0], site=here(2)))
+        device = mask.device
+        if self.host is not None:
+            return Tensor(device.from_numpy(self.host.reshape(-1).nonzero()[0], site=here(2)))
+        values = _values(mask)
+        with device.using():
+            return Tensor(device.adopt(values.reshape(-1).nonzero()[0], site=here(2)))
 
 
 @dataclass(slots=True)
@@ -135,7 +145,7 @@ def user_line() -> str:
 
 def _values(index: Tensor) -> Any:
     """The values of an index, which decide a shape or are checked."""
-    if index.device.name == "meta":
+    if not index.device.computes:
         raise DeviceError(
             f"a mask {describe(index)} on the meta device selects an unknown number of elements, at {user_line()}\n"
             "  use where(mask, ...), or a mask that is a NumPy array"
@@ -175,22 +185,32 @@ def _checked(index: Tensor, host: Any, length: int, axis: int, x: Tensor) -> Ten
 
     Of a tensor on the meta device the values are not known.
     """
-    if index.size == 0 or (host is None and index.device.name == "meta"):
+    if index.size == 0 or (host is None and not index.device.computes):
         return index
+    if host is None and not index.device.waits:
+        line, what = user_line(), describe(x)
+        low = 0 if index.dtype.kind == "u" else -length
+        index.device.check_range(
+            realize(index.array), low, length - 1, lambda found: _out_of_range(found, length, axis, what, line)
+        )
+        if index.dtype.kind != "u":
+            index = astype(index, int64)
+            counted: Tensor = where(index < 0, index + length, index)
+            return counted
+        return astype(index, int64) if index.dtype == uint64 else index
     values = _values(index) if host is None else host
     low, high = int(values.min()), int(values.max())
     if low < -length or high >= length:
-        _out_of_range(low if low < -length else high, length, axis, x)
+        raise _out_of_range(low if low < -length else high, length, axis, describe(x), user_line())
     if low < 0 or index.dtype == uint64:
         index = astype(index, int64)
     return where(index < 0, index + length, index) if low < 0 else index
 
 
-def _out_of_range(index: int, length: int, axis: int, x: Tensor) -> None:
+def _out_of_range(index: int, length: int, axis: int, what: str, line: str) -> IndexRangeError:
     valid = f"use {-length} to {length - 1}" if length else "that axis is empty"
-    raise IndexRangeError(
-        f"index {index} is out of range for axis {axis} of {describe(x)}, of length {length}, at {user_line()}\n"
-        f"  {valid}"
+    return IndexRangeError(
+        f"index {index} is out of range for axis {axis} of {what}, of length {length}, at {line}\n  {valid}"
     )
 
 
@@ -242,7 +262,7 @@ def read_key(x: Tensor, key: Any) -> Key:
             if type(entry) is int:
                 n = shape[axis]
                 if not -n <= entry < n:
-                    _out_of_range(entry, n, axis, x)
+                    raise _out_of_range(entry, n, axis, describe(x), user_line())
                 seen.append(entry)
                 whole, axis = False, axis + 1
                 continue

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from ..array import Shape, describe
 from ..convert import as_operand
 from ..dtype import DType, result_dtype
@@ -37,7 +35,7 @@ def _split(g: Tensor, like: list[tuple[Shape, DType]], axis: int) -> list[Tensor
 _concat = Joining(
     "concat",
     infer=_infer,
-    into=lambda *arrays, axis: np.concatenate(arrays[:-1], axis=axis, out=arrays[-1]),
+    into=lambda xp, *arrays, axis: xp.concatenate(arrays[:-1], axis=axis, out=arrays[-1]),
     split=_split,
 )
 

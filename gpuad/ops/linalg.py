@@ -22,7 +22,8 @@ def _infer(a: Any, b: Any) -> tuple[Shape, DType]:
     return (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), a.dtype
 
 
-def _into(a: Any, b: Any, out: Any) -> None:
+def _into(xp: Any, a: Any, b: Any, out: Any) -> None:
+    """The product with NumPy; a GPU has its own (devices/cuda_products.py)."""
     if a.dtype in HALVES:
         wide = np.dtype(np.float32)
         out[...] = np.matmul(a.astype(wide), b.astype(wide))
@@ -93,14 +94,28 @@ def matmul(a: Any, b: Any, /) -> Tensor:
     return reshape(y, (*batch, *(() if row else y.shape[-2:-1]), *(() if column else y.shape[-1:])))
 
 
+def _gradient_into(xp: Any, g: Any, a: Any, out: Any) -> None:
+    n = math.prod(g.shape[:-1])
+    _into(xp, g.reshape(n, g.shape[-1]).T, a.reshape(n, a.shape[-1]), out)
+
+
+# The cotangent of the weight in linear(a, w), from that of the result: the sum of outer products over all rows.
+_weight_gradient: Anchor = Anchor(
+    "linear_weight",
+    "ga",
+    infer=lambda g, a: ((g.shape[-1], a.shape[-1]), a.dtype),
+    into=_gradient_into,
+    vjp=(lambda h, a: _linear(a, h), lambda h, g: _product(g, h)),
+    jvp=(lambda t, a: _weight_gradient(t, a), lambda t, g: _weight_gradient(g, t)),
+)
 _linear: Anchor = Anchor(
     "linear",
     "aw",
     infer=lambda a, w: ((*a.shape[:-1], w.shape[0]), a.dtype),
-    into=lambda a, w, out: _into(a, w.T, out),
+    into=lambda xp, a, w, out: _into(xp, a, w.T, out),
     vjp=(
         lambda g, w: _product(g, w),
-        lambda g, a: _product(matrix_transpose(_rows(g)), _rows(a)),
+        lambda g, a: _weight_gradient(g, a),
     ),
     jvp=(lambda t, w: _linear(t, w), lambda t, a: _linear(a, t)),
 )

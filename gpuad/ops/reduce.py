@@ -78,10 +78,10 @@ def _logical(name: str, over: str, ufunc: np.ufunc, cuda: str) -> Reduction:
 
 _sum = {over: _linear(over) for over in _OVER}
 _prod = {over: _multiplying(over) for over in _OVER}
-_max = {over: _extreme("max", over, np.maximum, "a > b || a != a ? a : b") for over in _OVER}
-_min = {over: _extreme("min", over, np.minimum, "a < b || a != a ? a : b") for over in _OVER}
-_any = {over: _logical("any", over, np.logical_or, "a || b") for over in _OVER}
-_all = {over: _logical("all", over, np.logical_and, "a && b") for over in _OVER}
+_max = {over: _extreme("max", over, np.maximum, "(a > b) | (a != a) ? a : b") for over in _OVER}
+_min = {over: _extreme("min", over, np.minimum, "(a < b) | (a != a) ? a : b") for over in _OVER}
+_any = {over: _logical("any", over, np.logical_or, "a | b") for over in _OVER}
+_all = {over: _logical("all", over, np.logical_and, "a & b") for over in _OVER}
 
 # --- axes -------------------------------------------------------------------------------------
 
@@ -108,6 +108,13 @@ def reduce_by(primitives: dict[str, Any], x: Tensor, axes: tuple[int, ...], keep
     """`x` reduced over `axes` by the primitive that fits, rearranged first where none does."""
     if not axes:
         return same(x)
+    last = x.ndim - 1
+    if axes == (last,) and keepdims:  # as the primitives have it
+        row: Tensor = primitives["row"](x)
+        return row
+    if len(axes) == last and last not in axes and x.size and not keepdims:
+        column: Tensor = primitives["column"](x)
+        return column
     rest = tuple(k for k in range(x.ndim) if k not in axes)
     count, inner = _count(x, axes), tuple(x.shape[k] for k in rest)
     if not rest:

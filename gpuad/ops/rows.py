@@ -14,6 +14,7 @@ from ..array import Shape, describe
 from ..convert import as_operand
 from ..dtype import INTEGERS, DType, compute_dtype, float32, is_float, result_dtype
 from ..errors import DataError, DTypeError, IndexRangeError, ShapeError
+from ..fuse.plan import realize
 from ..op import Composite, Elementwise, Opaque
 from ..provenance import describe as describe_site
 from ..provenance import here
@@ -143,15 +144,8 @@ _one_hot = _OneHot()
 
 def _pick_forward(xp: Any, x: Any, target: Any, ignored: int) -> Any:
     flat = target.reshape(-1)
-    if flat.size and (flat.min() < 0 or flat.max() >= x.shape[-1]):
-        counted = flat != ignored
-        wrong = flat[counted & ((flat < 0) | (flat >= x.shape[-1]))]
-        if wrong.size:
-            raise IndexRangeError(
-                f"cross_entropy() at {describe_site(here())} got the target {int(wrong[0])} for {x.shape[-1]} classes\n"
-                f"  targets go from 0 to {x.shape[-1] - 1}, or are ignore_index, {ignored}"
-            )
-        flat = xp.where(counted, flat, 0)
+    if not 0 <= ignored < x.shape[-1]:
+        flat = xp.where(flat == ignored, 0, flat)
     return x.reshape(flat.size, x.shape[-1])[xp.arange(flat.size), flat].reshape(target.shape)
 
 
@@ -251,6 +245,17 @@ def cross_entropy(
         raise DataError(f'cross_entropy() knows the reductions "mean", "sum" and "none", not {reduction!r}')
     if not 0.0 <= label_smoothing <= 1.0:
         raise DataError(f"cross_entropy() needs a label_smoothing from 0 to 1, got {label_smoothing}")
+    classes, line = logits.shape[-1], describe_site(here(2))
+    targets.device.check_range(
+        realize(targets.array),
+        0,
+        classes - 1,
+        lambda found: IndexRangeError(
+            f"cross_entropy() at {line} got the target {found} for {classes} classes\n"
+            f"  targets go from 0 to {classes - 1}, or are ignore_index, {ignore_index}"
+        ),
+        ignored=ignore_index,
+    )
     column = reshape(targets, (*targets.shape, 1))
     loss, _, _ = _losses(logits, column, ignored=ignore_index, smoothing=float(label_smoothing))
     if reduction == "none":

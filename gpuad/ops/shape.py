@@ -29,6 +29,10 @@ def _copy(x: Any, out: Any) -> None:
     np.copyto(out, x, casting="unsafe")
 
 
+def _pack(xp: Any, x: Any, out: Any) -> None:
+    out[...] = x
+
+
 class _Cast(Elementwise):
     """Each element as another dtype."""
 
@@ -89,7 +93,7 @@ class _Reshape(View):
         super().__init__(
             "reshape", lambda x, shape: x.reshape(shape, copy=False), transpose=lambda g, like: reshape(g, like[0][0])
         )
-        self.pack = Opaque("contiguous", "x", infer=lambda x: (x.shape, x.dtype), into=_copy)
+        self.pack = Opaque("contiguous", "x", infer=lambda x: (x.shape, x.dtype), into=_pack)
 
     def evaluate(self, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Array:
         (x,), shape = arrays, params["shape"]
@@ -121,7 +125,7 @@ window: View = View(
 )
 
 
-def _place(x: Any, out: Any, key: Any, shape: Shape, fill: Any) -> None:
+def _place(xp: Any, x: Any, out: Any, key: Any, shape: Shape, fill: Any) -> None:
     if x.size != out.size:
         out.fill(fill)
     out[key] = x
@@ -251,7 +255,7 @@ class _Broadcast(Op):
             depth % SURVEY_EVERY == 0 and cut([x], depth, math.prod(shape) * x.dtype.itemsize)
         ):
             return Array(shape, x.dtype, x.device, self.spread, (x,), (), depth, site)
-        return x.device.view(x, np.broadcast_to(x.data, shape), site)  # type: ignore[no-any-return]
+        return x.device.view(x, x.device.xp.broadcast_to(x.data, shape), site)  # type: ignore[no-any-return]
 
 
 _broadcast = _Broadcast()

@@ -8,24 +8,23 @@ import numpy as np
 
 from ..array import Shape, describe
 from ..convert import as_operand
-from ..dtype import HALVES, DType, float32, int64
+from ..dtype import DType, compute_dtype, int64
 from ..errors import ShapeError
 from ..op import Opaque
 from ..tensor import Tensor
-from .shape import normalize_axis
+from .shape import astype, normalize_axis
 
 
-def _comparable(x: Any) -> Any:
+def _comparable(x: Tensor) -> Tensor:
     """`x` in a dtype that array libraries can put in order."""
-    return x.astype(float32) if x.dtype in HALVES else x
+    return astype(x, compute_dtype(x.dtype))
 
 
 def _order(xp: Any, x: Any, axis: int, descending: bool) -> Any:
-    keys = _comparable(x)
     if not descending:
-        return xp.argsort(keys, axis=axis, kind="stable").astype(int64, copy=False)
+        return xp.argsort(x, axis=axis, kind="stable").astype(int64, copy=False)
     # From the back, so that equal elements keep their order when the result is turned around.
-    backwards = xp.flip(xp.argsort(xp.flip(keys, axis), axis=axis, kind="stable"), axis)
+    backwards = xp.flip(xp.argsort(xp.flip(x, axis), axis=axis, kind="stable"), axis)
     return xp.ascontiguousarray(x.shape[axis] - 1 - backwards).astype(int64, copy=False)
 
 
@@ -78,14 +77,14 @@ def sort(x: Any, /, *, axis: int = -1, descending: bool = False, stable: bool = 
     Equal elements keep their order, whatever `stable` says; it matters for where gradients go.
     """
     x = as_operand(x)
-    values: Tensor = _sort(x, axis=normalize_axis(axis, x, "sort"), descending=bool(descending))[0]
-    return values
+    values, _ = _sort(_comparable(x), axis=normalize_axis(axis, x, "sort"), descending=bool(descending))
+    return astype(values, x.dtype)
 
 
 def argsort(x: Any, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Tensor:
     """The indexes (int64) that put `x` in order along `axis`, as `sort` does."""
     x = as_operand(x)
-    indices: Tensor = _argsort(x, axis=normalize_axis(axis, x, "argsort"), descending=bool(descending))
+    indices: Tensor = _argsort(_comparable(x), axis=normalize_axis(axis, x, "argsort"), descending=bool(descending))
     return indices
 
 
@@ -96,7 +95,12 @@ def _reduced(x: Any, axis: int | None, keepdims: bool) -> tuple[Shape, DType]:
 
 def _position(name: str) -> Opaque:
     def forward(xp: Any, x: Any, axis: int | None, keepdims: bool) -> Any:
-        return xp.asarray(getattr(xp, name)(_comparable(x), axis=axis, keepdims=keepdims), dtype=np.int64)
+        choose = getattr(xp, name)
+        place = xp.asarray(choose(x, axis=axis, keepdims=keepdims), dtype=np.int64)
+        if xp is np or x.dtype.kind != "f":
+            return place
+        lost = xp.isnan(x)  # CuPy does not promise the first of several
+        return xp.where(lost.any(axis=axis, keepdims=keepdims), xp.argmax(lost, axis=axis, keepdims=keepdims), place)
 
     return Opaque(name, "x", infer=_reduced, forward=forward, params=("axis", "keepdims"))
 
@@ -110,7 +114,7 @@ def _find(op: Opaque, x: Any, axis: int | None, keepdims: bool) -> Tensor:
     if (x.size if along is None else x.shape[along]) == 0:
         where = "any axis" if along is None else f"axis {axis}"
         raise ShapeError(f"{op.name}() has nothing to choose from along {where} of {describe(x)}")
-    found: Tensor = op(x, axis=along, keepdims=bool(keepdims))
+    found: Tensor = op(_comparable(x), axis=along, keepdims=bool(keepdims))
     return found
 
 

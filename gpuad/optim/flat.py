@@ -75,6 +75,10 @@ class Flat:
 
     def gradient(self, gradients: Sequence[Tensor | None]) -> Tensor:
         """The gradients of the parameters, side by side; 0 where there is none."""
+        arrays = [None if g is None else g.array for g in gradients]
+        if all(a is not None and a.op is None and a.dtype == self.dtype and a.data.flags.c_contiguous for a in arrays):
+            flat = [self.device.view(a, a.data.reshape(-1), a.site) for a in arrays if a is not None]
+            return astype(concat([Tensor(a) for a in flat]), compute_dtype(self.dtype))
         parts = [
             zeros(p.size, dtype=self.dtype, device=self.device) if g is None else astype(reshape(g, -1), self.dtype)
             for p, g in zip(self.parameters, gradients, strict=True)
@@ -151,9 +155,4 @@ def limit(norm: Tensor, max_norm: float) -> Tensor:
     return result
 
 
-def is_finite(norm: Tensor) -> bool:
-    """True if the value of `norm` is; on the meta device, where there is none, too."""
-    return norm.device.name == "meta" or math.isfinite(norm.item())
-
-
-__all__ = ["Flat", "Weigh", "is_finite", "limit", "norm_of", "replace"]
+__all__ = ["Flat", "Weigh", "limit", "norm_of", "replace"]

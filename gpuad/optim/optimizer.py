@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+from weakref import ref
 
 import numpy as np
 
@@ -23,9 +24,11 @@ from ..nn.module import Module
 from ..ops.compare import isfinite, logical_not, where
 from ..ops.elementwise import sqrt, square
 from ..ops.reduce import sum as sum_
+from ..provenance import describe as describe_site
+from ..provenance import here
 from ..tensor import Tensor
 from ..trace import no_grad
-from .flat import Flat, Weigh, is_finite, limit, norm_of, replace
+from .flat import Flat, Weigh, limit, norm_of, replace
 
 Group = dict[str, Any]
 
@@ -95,20 +98,26 @@ class Optimizer:
             collected = [flat.gradient([gradients[k] for k in flat.places]) for flat in flats]
             norm = norm_of(collected)
             realize(norm.array)
-            finite = isfinite(norm)
+            whole = isfinite(norm)
+            clear = device.all_clear()
+            finite = whole if clear is None else whole & Tensor(clear)
             factor = 1.0 if self.max_grad_norm is None else limit(norm, self.max_grad_norm)
             # before the rest: what is pending above them would be too deep for one kernel
-            realize_all([x.array for x in (finite, factor) if isinstance(x, Tensor)])
+            realize_all([x.array for x in (whole, finite, factor) if isinstance(x, Tensor)])
             changed = []
             for flat, g in zip(flats, collected, strict=True):
                 weigh = Weigh(flat, [gradients[k] is not None for k in flat.places], finite)
                 g = where(finite, g * factor if isinstance(factor, Tensor) else g, 0)
                 changed.append(self.rule(flat, weigh, g, *map(Tensor, flat.arrays)))
             replace(flats, changed)
-        if not is_finite(norm):
-            device.error_word |= NON_FINITE
-            raise NonFiniteError(_at_fault(self.parameters, gradients, name))
-        device.error_word &= ~NON_FINITE
+        device.check_true(
+            whole.array,
+            NON_FINITE,
+            _refusal(
+                self.parameters, gradients, f"{name}()" if device.waits else f"{name}() at {describe_site(here())}"
+            ),
+            _undoing(flats),
+        )
         for flat in flats:
             flat.steps = [n + (gradients[k] is not None) for n, k in zip(flat.steps, flat.places, strict=True)]
 
@@ -375,18 +384,44 @@ def _called(p: Tensor, k: int) -> str:
     return p.name or f"number {k}"
 
 
-def _at_fault(parameters: list[Tensor], gradients: list[Tensor | None], name: str) -> str:
-    lines = []
-    for k, (p, g) in enumerate(zip(parameters, gradients, strict=True)):
-        bad = 0 if g is None else sum_(logical_not(isfinite(g.detach()))).item()
-        if bad:
-            lines.append(f"{_called(p, k)}: {bad} of the {p.size} elements of {describe(p)}")
-    if not lines:
-        return (
-            f"{name}() changed nothing: the gradients are finite, but the sum of their squares is not\n"
+def _refusal(parameters: list[Tensor], gradients: list[Tensor | None], called: str) -> Callable[[int], NonFiniteError]:
+    """What makes the error of a step that changed nothing, perhaps later.  It keeps nothing alive till then."""
+    names = [_called(p, k) for k, p in enumerate(parameters)]
+    given = [None if g is None else ref(g) for g in gradients]
+
+    def refuse(_: int) -> NonFiniteError:
+        lines = []
+        left = [(name, g()) for name, g in zip(names, given, strict=True) if g is not None]
+        for name, g in left:
+            bad = 0 if g is None else sum_(logical_not(isfinite(g.detach()))).item()
+            if g is not None and bad:
+                lines.append(f"{name}: {bad} of the {g.size} elements of {describe(g)}")
+        if lines:
+            return NonFiniteError(f"{called} changed nothing: gradients are inf or nan in\n  " + "\n  ".join(lines))
+        if any(g is None for _, g in left):
+            return NonFiniteError(
+                f"{called} changed nothing: the gradients, which are gone by now, were inf or nan\n"
+                "  read the loss before zero_grad() to see in which parameters"
+            )
+        return NonFiniteError(
+            f"{called} changed nothing: the gradients are finite, but the sum of their squares is not\n"
             "  scale the loss down"
         )
-    return f"{name}() changed nothing: gradients are inf or nan in\n  " + "\n  ".join(lines)
+
+    return refuse
+
+
+def _undoing(flats: list[Flat]) -> Callable[[], None]:
+    """What sets the numbers of steps back to what they are now."""
+    before = [(ref(flat), flat.steps) for flat in flats]
+
+    def undo() -> None:
+        for found, steps in before:
+            flat = found()
+            if flat is not None:
+                flat.steps = steps
+
+    return undo
 
 
 __all__ = ["Adam", "AdamW", "Optimizer", "SGD", "clip_grad_norm"]

@@ -92,9 +92,11 @@ class Job:
                 "  restore the files, or start a new run"
             )
         if run.config["engine"] != self.engine:
+            device, _, engine = run.config["engine"].partition(":")
+            remedy = f"set GPUAD_CPU_ENGINE={engine} to go on, or " if device == "cpu" == self.device.name else ""
             raise DataError(
                 f"the run in {run.folder} was computed by {run.config['engine']}, and this is {self.engine}\n"
-                "  which rounds otherwise; start a new run"
+                f"  which rounds otherwise; {remedy}start a new run"
             )
         weights, optimizer, progress = run.load()
         self.model.load_state_dict(weights)

@@ -1,0 +1,136 @@
+"""Products of matrices on a GPU.
+
+Floats go to cuBLAS directly: CuPy copies the operands of a batch that are transposed, has no batch in bfloat16, and
+takes float16 through float32.  Half types add up in float32.  Integers go through CuPy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..array import Shape
+from ..errors import DeviceError
+from .words import as_words
+
+_ONE = {name: np.ones(1, name) for name in ("float32", "float64")}  # factors, which cuBLAS reads on the host
+_ZERO = {name: np.zeros(1, name) for name in ("float32", "float64")}
+_TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}  # cudaDataType
+
+
+def matmul(device: Any, a: Any, b: Any, out: Any) -> None:
+    """out = a @ b for a [..., m, k] and b [..., k, n]; out [..., m, n] is contiguous."""
+    if not out.size:
+        return
+    if not a.shape[-1]:
+        out.fill(0)
+    elif a.dtype.name not in _TYPES:
+        device.xp.matmul(a, b, out=out)
+    else:
+        _multiply(device, *_as_rows(a, b, out))
+
+
+def linear(device: Any, a: Any, w: Any, out: Any) -> None:
+    """out = a @ w.T for a [..., m, k] and w [n, k]."""
+    matmul(device, a, w.T, out)
+
+
+def _as_rows(a: Any, b: Any, out: Any) -> tuple[Any, Any, Any]:
+    """The operands; with all rows of `a` in one matrix, where one matrix `b` meets them and no copy is needed."""
+    if a.ndim > 2 and b.ndim == 2:
+        rows = math.prod(a.shape[:-1])
+        with contextlib.suppress(ValueError):
+            return a.reshape(rows, a.shape[-1], copy=False), b, out.reshape(rows, out.shape[-1])
+    return a, b, out
+
+
+def _multiply(device: Any, a: Any, b: Any, out: Any) -> None:
+    """The product of floats, in one call of cuBLAS.
+
+    It stores matrices by columns, so it is asked for the transpose of `out`: that of b times that of a.
+    """
+    cuda, cublas = device.xp.cuda, _cublas(device.xp)
+    batch = out.shape[:-2]
+    left, right = _operand(device, a, batch), _operand(device, b, batch)
+    m, n, k = out.shape[-2], out.shape[-1], a.shape[-1]
+    name = out.dtype.name
+    wide = "float64" if name == "float64" else "float32"
+    kind = _TYPES[name]
+    compute = cublas.CUBLAS_COMPUTE_64F if wide == "float64" else cublas.CUBLAS_COMPUTE_32F
+    one, zero = _ONE[wide].ctypes.data, _ZERO[wide].ctypes.data
+    shape = (cuda.get_cublas_handle(), right.turned, left.turned, n, m, k)
+    count, algorithm = math.prod(batch), cublas.CUBLAS_GEMM_DEFAULT
+    if count == 1:
+        cublas.gemmEx(
+            *(*shape, one, right.pointer, kind, right.row, left.pointer, kind, left.row),
+            *(zero, out.data.ptr, kind, n, compute, algorithm),
+        )
+    else:
+        cublas.gemmStridedBatchedEx(
+            *(*shape, one, right.pointer, kind, right.row, right.step, left.pointer, kind, left.row, left.step),
+            *(zero, out.data.ptr, kind, n, m * n, count, compute, algorithm),
+        )
+
+
+@dataclass
+class Operand:
+    """Matrices as cuBLAS takes them: whether they are to be turned, the steps to a next row and a next matrix.
+
+    Steps are in elements.  `held` is the memory of a copy.
+    """
+
+    pointer: int
+    turned: int
+    row: int
+    step: int
+    held: Any
+
+
+def _operand(device: Any, x: Any, batch: Shape) -> Operand:
+    """`x`, broadcast over `batch`; a copy of it where its matrices do not lie as cuBLAS can read them."""
+    if x.shape[:-2] != batch:
+        x = device.xp.broadcast_to(x, (*batch, *x.shape[-2:]))
+    held, step, layout = None, _step(x), _layout(x)
+    if step is None or layout is None:
+        held = device.allocate(x.shape, x.dtype, "workspace")
+        as_words(held.data)[...] = as_words(x)
+        x, step, layout = held.data, math.prod(x.shape[-2:]), (0, x.shape[-1])
+    return Operand(x.data.ptr, *layout, step, held)
+
+
+def _layout(x: Any) -> tuple[int, int] | None:
+    """Whether the matrices of `x` are to be turned, and the step from row to row (if turned, column to column)."""
+    rows, columns = x.shape[-2:]
+    down, across = (stride // x.itemsize for stride in x.strides[-2:])
+    if (across == 1 or columns == 1) and (down >= columns or rows == 1):
+        return 0, max(down, columns)
+    if (down == 1 or rows == 1) and (across >= rows or columns == 1):
+        return 1, max(across, rows)
+    return None
+
+
+def _step(x: Any) -> int | None:
+    """The one step from matrix to matrix of `x`, 0 where they are one; None where there is more than one step."""
+    found, length = None, 1
+    for n, stride in zip(reversed(x.shape[:-2]), reversed(x.strides[:-2]), strict=True):
+        if n == 1:
+            continue
+        if found is None:
+            found = stride // x.itemsize
+        elif stride != found * length * x.itemsize:
+            return None
+        length *= n
+    return found or 0
+
+
+def _cublas(xp: Any) -> Any:
+    try:
+        return xp.cuda.cublas
+    except (ImportError, AttributeError) as error:
+        raise DeviceError(
+            f'cuBLAS is missing: {error}\n  pip install "cupy-cuda12x[ctk]", or cupy-cuda13x[ctk]'
+        ) from None

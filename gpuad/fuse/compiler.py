@@ -1,0 +1,120 @@
+"""The machine's C++ compiler: libraries made from kernel text, kept in the user's cache directory.
+
+A library is loaded only from a directory that belongs to the user and that no one else can write.  Its name is a hash
+of the text, the flags, the compiler and the processor, so it is found again exactly where it is right.  It is written
+under a temporary name and renamed, so that an interrupted or a second process never leaves half of one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import stat
+import subprocess
+import tempfile
+from pathlib import Path
+
+from .prelude import HOST_FLAGS
+
+FLAGS = (*HOST_FLAGS, "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+CANDIDATES = ("g++", "c++", "clang++")
+
+
+class CompilerError(Exception):
+    """The compiler is missing, or refuses; the message says what it said."""
+
+
+@functools.cache
+def command() -> tuple[str, ...]:
+    """The compiler, as CXX names it or as one is found: program and first arguments."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    for candidate in [named] if named else [[name] for name in CANDIDATES]:
+        found = shutil.which(candidate[0])
+        if found is not None:
+            return (found, *candidate[1:])
+    if named:
+        raise CompilerError(f"CXX names {named[0]!r}, which is not installed")
+    raise CompilerError(f"none of {', '.join(CANDIDATES)} is installed")
+
+
+@functools.cache
+def identity() -> str:
+    """What the code that the compiler makes depends on, besides text and flags: itself and the processor."""
+    said = _run([*command(), "--version"])
+    return f"{' '.join(command())} {said.splitlines()[0]} {processor()}"
+
+
+def processor() -> str:
+    """The processor and its features, as far as the system tells them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        kept = [line for line in lines if line.split("\t")[0] in ("model name", "flags", "Features", "CPU part")]
+        return " ".join(kept)
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+
+
+@functools.cache
+def cache() -> Path:
+    """The directory that libraries are kept in: the user's own, or a new one that goes with the process."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    folder = Path(base) / "gpuad"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if _is_ours(folder):
+            return folder
+    except OSError:
+        pass
+    return _temporary()
+
+
+def _is_ours(path: Path) -> bool:
+    """Does `path` belong to this user, and can nobody else write it?"""
+    found = path.stat()
+    owned = not hasattr(os, "getuid") or found.st_uid == os.getuid()
+    return owned and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and os.access(path, os.W_OK)
+
+
+@functools.cache
+def _temporary() -> Path:
+    _temporary_owner.append(tempfile.TemporaryDirectory(prefix="gpuad-"))
+    return Path(_temporary_owner[-1].name)
+
+
+_temporary_owner: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process ends
+
+
+def library(text: str, *, flags: tuple[str, ...] = ()) -> ctypes.CDLL:
+    """The library made of `text`, compiled now unless it was before.  Raises a CompilerError."""
+    given = (*FLAGS, *flags)
+    key = hashlib.sha256("\0".join((identity(), *given, text)).encode()).hexdigest()[:32]
+    path = cache() / f"{key}.so"
+    if not (path.exists() and _is_ours(path)):
+        compile_to(path, text, given)
+    return ctypes.CDLL(str(path))
+
+
+def compile_to(path: Path, text: str, flags: tuple[str, ...]) -> None:
+    """Compile `text` to the library `path`."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="making-") as folder:
+        source, made = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
+        source.write_text(text)
+        _run([*command(), *flags, "-o", str(made), str(source)])
+        made.chmod(0o700)
+        os.replace(made, path)
+
+
+def _run(arguments: list[str]) -> str:
+    """What a command prints; a CompilerError if it fails."""
+    try:
+        done = subprocess.run(arguments, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise CompilerError(f"{arguments[0]}: {error}") from None
+    if done.returncode:
+        raise CompilerError(f"{shlex.join(arguments[:1])} failed with code {done.returncode}:\n{done.stderr[:2000]}")
+    return done.stdout

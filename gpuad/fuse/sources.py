@@ -1,0 +1,18 @@
+"""The text of hand-written kernels: beside the package where it is installed, in `kernels/` of a checkout."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_FOLDERS = (_PACKAGE / "_kernels", _PACKAGE.parent / "kernels")
+
+
+@functools.cache
+def source(name: str) -> str:
+    """The text of the kernel file `name`, such as "attention.cpp"."""
+    for folder in _FOLDERS:
+        if (folder / name).is_file():
+            return (folder / name).read_text()
+    raise FileNotFoundError(f"{name} is neither in {_FOLDERS[0]} nor in {_FOLDERS[1]}: the installation is incomplete")
