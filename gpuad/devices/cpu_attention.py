@@ -64,5 +64,5 @@ def _run(entry: str, items: int, arrays: tuple[Any, ...], lse: Any, causal: bool
 
 @functools.cache
 def _address(entry: str, dtype: str) -> int:
-    made = library(HOST_PRELUDE + source("attention.cpp"), flags=(f"-DONLY_{dtype.upper()}",))
+    made = library(HOST_PRELUDE + source("attention.cpp"), f"-DONLY_{dtype.upper()}")
     return ctypes.cast(getattr(made, f"{entry}_{dtype}"), ctypes.c_void_p).value or 0

@@ -60,6 +60,13 @@ def processor() -> str:
 
 
 @functools.cache
+def flags() -> tuple[str, ...]:
+    """What the compiler is told: FLAGS, and more of one that would give up vectors where many values are selected."""
+    gcc = "clang" not in identity() and "Free Software Foundation" in _run([*command(), "--version"])
+    return (*FLAGS, *(("--param", "max-tree-if-conversion-phi-args=32") if gcc else ()))
+
+
+@functools.cache
 def cache() -> Path:
     """The directory that libraries are kept in: the user's own, or a new one that goes with the process."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
@@ -89,13 +96,17 @@ def _temporary() -> Path:
 _temporary_owner: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process ends
 
 
-def library(text: str, *, flags: tuple[str, ...] = ()) -> ctypes.CDLL:
+def library(text: str, *options: str) -> ctypes.CDLL:
     """The library made of `text`, compiled now unless it was before.  Raises a CompilerError."""
-    given = (*FLAGS, *flags)
+    given = (*flags(), *options)
     key = hashlib.sha256("\0".join((identity(), *given, text)).encode()).hexdigest()[:32]
     path = cache() / f"{key}.so"
-    if not (path.exists() and _is_ours(path)):
-        compile_to(path, text, given)
+    if path.exists() and _is_ours(path):
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError:  # damaged
+            path.unlink()
+    compile_to(path, text, given)
     return ctypes.CDLL(str(path))
 
 

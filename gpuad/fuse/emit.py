@@ -188,7 +188,7 @@ class _Writer:
         if self.by_rows:
             offset = self.offset(k, leaf)
             base = f"{base} + {offset}" if offset else base
-            self.rows[f"row{k}"] = f"const {c_name(leaf.dtype)}* const row{k} = {base};"
+            self.rows[f"row{k}"] = f"const auto* const row{k} = {base};"
             base = f"row{k}"
         if (stride == 1 and self.by_rows) or self.strides[id(leaf)] == _contiguous(self.kernel.space):
             return [f"const auto p{k} = group({base}, g, {n});"], self.declared(k, f"p{k}[j]")

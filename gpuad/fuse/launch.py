@@ -36,8 +36,8 @@ class Parameter:
 
     @property
     def declaration(self) -> str:
-        """How the text declares it."""
-        c = c_name(self.dtype)
+        """How the text declares it.  Bools are read as the bytes they are: compilers make vectors of those."""
+        c = "uint8" if self.kind == "leaf" and self.dtype.kind == "b" else c_name(self.dtype)
         if self.kind in ("leaf", "partials"):
             return f"const {c}* {self.name}"
         return f"{c}* {self.name}" if self.kind in ("output", "partial") else f"{c} {self.name}"

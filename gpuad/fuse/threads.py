@@ -133,7 +133,7 @@ extern "C" void run(Entry entry, const void* slots, int64 items, int64 grain, in
 
 @functools.cache
 def _run() -> Any:
-    function = library(TEXT, flags=("-pthread",)).run
+    function = library(TEXT, "-pthread").run
     function.restype = None
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p] + [ctypes.c_int64] * 3 + [ctypes.c_int]
     return function
