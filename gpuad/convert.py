@@ -167,6 +167,9 @@ def _has_arrays(obj: Any) -> bool:
     return isinstance(obj, np.ndarray | np.generic | Tensor)
 
 
-def as_operand(x: Any) -> Tensor:
-    """`x` as a tensor, for an op that was given something else."""
-    return x if isinstance(x, Tensor) else asarray(x)
+def as_operand(x: Any, beside: Any = ()) -> Tensor:
+    """`x` as a tensor, for an op that was given something else: a NumPy scalar goes where the tensors beside it are."""
+    if isinstance(x, Tensor):
+        return x
+    devices = [y.device for y in beside if isinstance(y, Tensor)] if isinstance(x, np.generic) else []
+    return asarray(x, device=devices[0] if devices else None)

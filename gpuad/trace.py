@@ -81,7 +81,7 @@ def apply(op: Any, args: Sequence[Any], params: dict[str, Any]) -> Any:
             if type(a) in WEAK:
                 arrays.append(a)
                 continue
-            return apply(op, [b if type(b) in WEAK else as_operand(b) for b in args], params)
+            return apply(op, [b if type(b) in WEAK else as_operand(b, args) for b in args], params)
         trace = a.trace
         if trace is None:
             if a.link is not None:

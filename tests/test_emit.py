@@ -381,7 +381,7 @@ def test_host_computes_what_numpy_does(problem, libraries):
         run(library, case)
         agree(case)
         whole = [y.copy() for y in case.outputs]
-        run(library, case, step=3)
+        run(library, case, step=3 if case.emitted.by_rows else 48)  # flat ranges begin at groups
         for y, was in zip(case.outputs, whole, strict=True):
             assert y.tobytes() == was.tobytes(), "bits depend on how items are grouped"
 

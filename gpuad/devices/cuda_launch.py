@@ -7,7 +7,6 @@ slots, as the driver takes them: a launch writes what changed and makes one call
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,50 +14,13 @@ import numpy as np
 from ..array import Array
 from ..dtype import DType
 from ..fuse.emit import emit
+from ..fuse.geometry import SHARED, Geometry, flat, geometry, width_of, without_columns
 from ..fuse.kernel import Kernel, structure
-from ..fuse.launch import Emitted, Entry, arguments, chunk_bytes
+from ..fuse.launch import Emitted, arguments
 from ..fuse.prelude import CUDA_FLAGS, CUDA_PRELUDE, c_name
 
-THREADS = 256  # of a block, where it does not matter; where it does, bits depend on it
-MOST_BLOCKS = 1 << 16  # of a grid, whose threads go on with what is left
-WARP = 32
-SHARED = 48 << 10  # bytes of shared memory that a block gets without asking
-MOST_SHARED = 96 << 10  # that every GPU from sm_80 on gives when asked
-WIDTH = 4  # elements that a thread takes at a time, as the prelude has it
+MOST_SHARED = 96 << 10  # bytes of shared memory that every GPU from sm_80 on gives a block when asked
 KEPT = 4096  # structures of kernels whose text is kept
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How many blocks of how many threads run an entry: teams of `x` threads, `y` of them in a block."""
-
-    blocks: int
-    x: int
-    y: int = 1
-    shared: int = 0  # bytes of a block
-
-
-def flat(size: int) -> Geometry:
-    """One thread an element, or more elements a thread where there are many."""
-    return Geometry(min(max(1, -(-size // THREADS)), MOST_BLOCKS), THREADS)
-
-
-def geometry(emitted: Emitted, entry: Entry, kernel: Kernel) -> Geometry:
-    """How to run `entry`.  How many threads share a row follows from its length alone, and so do its bits."""
-    lengths = emitted.lengths(kernel)
-    n = lengths[entry.items]
-    if entry.items == "one":
-        return Geometry(1, THREADS)
-    if entry.items in ("size", "cols"):
-        return flat(n)
-    share = 1
-    while share < THREADS and share * WIDTH < lengths["cols"]:
-        share *= 2
-    scratch = lengths["scratch"] if emitted.scratch or emitted.partials else 0
-    if entry.items == "chunks":
-        return Geometry(min(max(1, n), MOST_BLOCKS), THREADS, 1, scratch)
-    together = 1 if share > WARP else max(1, min(THREADS // share, n, SHARED // max(scratch, 1)))
-    return Geometry(min(max(1, -(-n // together)), MOST_BLOCKS), share, together, scratch * together)
 
 
 class Function:
@@ -84,28 +46,28 @@ class Launcher:
     def __init__(self, device: Any) -> None:
         self.device = device
         self.modules: dict[str, Any] = {}  # by text
-        self.functions: dict[tuple[str, str, str], Function] = {}  # by settings, code and name
+        self.functions: dict[tuple[str, str, str], Function] = {}  # by macros, code and name
         self.fused: dict[tuple[Any, ...], Emitted] = {}  # by structure
 
-    def launch(self, code: str, name: str, given: Sequence[Any], shape: Geometry, settings: str = "") -> None:
+    def launch(self, code: str, name: str, given: Sequence[Any], shape: Geometry, macros: str = "") -> None:
         """Run the function `name` of `code` with `given`: arrays and NumPy scalars.
 
-        `settings` are macros that the prelude reads.
+        `macros` stand before the prelude, which reads them.
         """
         with self.device.lock:
-            found = self.functions.get((settings, code, name))
+            found = self.functions.get((macros, code, name))
             if found is None:
-                found = self.functions[settings, code, name] = self._compiled(settings, code, name, given)
+                found = self.functions[macros, code, name] = self._compiled(macros, code, name, given)
             if shape.shared > max(SHARED, found.shared):
                 found.kernel.max_dynamic_shared_size_bytes = found.shared = shape.shared
             driver, stream = self.device.xp.cuda.driver, self.device.stream
             block = (shape.x, shape.y, 1)
             driver.launchKernel(
-                found.pointer, shape.blocks, 1, 1, *block, shape.shared, stream.ptr, found.fill(given), 0
+                found.pointer, shape.blocks, shape.layers, 1, *block, shape.shared, stream.ptr, found.fill(given), 0
             )
 
-    def _compiled(self, settings: str, code: str, name: str, given: Sequence[Any]) -> Function:
-        text = settings + CUDA_PRELUDE + code
+    def _compiled(self, macros: str, code: str, name: str, given: Sequence[Any]) -> Function:
+        text = macros + CUDA_PRELUDE + code
         module = self.modules.get(text)
         if module is None:
             module = self.modules[text] = self.device.xp.RawModule(code=text, options=CUDA_FLAGS)
@@ -125,13 +87,25 @@ class Launcher:
         ]
         memory = [a.data for a in held]
         for entry in emitted.entries:
-            shape, settings = geometry(emitted, entry, kernel), ""
-            if shape.shared > MOST_SHARED:  # rows too long to collect their columns there
-                shape = replace(shape, shared=chunk_bytes(emitted.partials))
-                settings = "#define COLUMNS_IN_SHARED 0\n"
-            self.launch(emitted.code, entry.name, arguments(emitted, entry, kernel, memory), shape, settings)
+            shape, given = geometry(emitted, entry, kernel), arguments(emitted, entry, kernel, memory)
+            if emitted.by_column and _columns_are_too_long(emitted, kernel):
+                shape = without_columns(emitted, shape)
+            self.launch(emitted.code, entry.name, given, shape, settings(emitted, kernel))
+
+
+def settings(emitted: Emitted, kernel: Kernel) -> str:
+    """The macros that stand before the text of a kernel: the elements of a group, and where sums over columns are."""
+    lines = f"#define WIDTH {width_of(emitted, kernel)}\n"
+    return lines + "#define COLUMNS_IN_SHARED 0\n" * _columns_are_too_long(emitted, kernel)
+
+
+def _columns_are_too_long(emitted: Emitted, kernel: Kernel) -> bool:
+    return emitted.by_column and emitted.scratch_bytes(kernel.cols, shared=True) > MOST_SHARED
 
 
 def for_dtype(text: str, dtype: DType) -> str:
     """`text`, in which T stands for an element of `dtype`."""
     return f"using T = {c_name(dtype)};\n{text}"
+
+
+__all__ = ["Geometry", "Launcher", "flat", "for_dtype", "settings"]

@@ -21,6 +21,7 @@ from .launch import Emitted, Entry, Parameter, arguments, value_of
 from .prelude import HOST_PRELUDE, c_name
 
 GRAIN = 32768  # elements that a thread takes at a time, or one row or chunk if that has more
+DRAWN = 16  # elements of a group for which random numbers are drawn together: one block has 16 of 16 bits
 ALONE = 1 << 18  # element operations up to which one thread does not call the others
 FLOAT32: DType = np.dtype(np.float32)
 
@@ -132,8 +133,14 @@ class Call:
 
 def _compiled(emitted: Emitted) -> list[int]:
     """The addresses of the entries of a text, compiled."""
-    made = library(HOST_PRELUDE + emitted.code + "".join(map(door, emitted.entries)))
+    made = library(host_text(emitted))
     return [ctypes.cast(getattr(made, f"{entry.name}_items"), ctypes.c_void_p).value or 0 for entry in emitted.entries]
+
+
+def host_text(emitted: Emitted) -> str:
+    """What the compiler gets of a kernel."""
+    groups = f"#define WIDTH {DRAWN}\n" if emitted.draws else ""
+    return groups + HOST_PRELUDE + emitted.code + "".join(map(door, emitted.entries))
 
 
 def door(entry: Entry) -> str:

@@ -110,6 +110,7 @@ class _Writer:
         self.by_rows = self._by_rows()
         for leaf in kernel.leaves:
             self.scopes[id(leaf)] = self._scope(leaf)
+        self.drawn: dict[int, str] = {}  # how random numbers are drawn, of nodes that are
         self.kept: set[int] = set()  # nodes whose elements stay in scratch memory
         self.scratch: list[Row] = []  # what lies there
 
@@ -258,7 +259,26 @@ class _Writer:
             names[ascii_lowercase[slot]] = self.parameter("param", f"s{self.scalars}", dtype, place, slot)
             self.scalars += 1
         expression = substitute(op.cuda, names)
+        if expression.startswith("philox_"):
+            self.drawn[id(node)] = expression
+            expression = f"{self.names[id(node)]}_drawn[j]"
         return f"{c_name(compute_dtype(node.dtype))}({expression})" if counts else expression
+
+    def draws(self, nodes: list[Any]) -> list[str]:
+        """The lines that draw the random numbers of a group: one block of the stream has several."""
+        lines = []
+        for node in nodes:
+            self.line(node) if node.op.fusion == SOURCE else None
+            if id(node) in self.drawn:
+                found = re.fullmatch(r"(philox_\w+<\w+>)\((.*)\)", self.drawn[id(node)])
+                assert found is not None
+                *state, _ = found[2].split(", ")
+                first = f"r * {self.length('cols')} + g" if self.by_rows else "g"
+                rest = "".join(f"{word}, " for word in state[6:])
+                draw = f"[&](Stream& s, int64 i) {{ return {found[1]}(s, {rest}i); }}"
+                stream = f"Stream{{{', '.join(f'uint64({word})' for word in state[:6])}}}"
+                lines.append(f"const auto {self.names[id(node)]}_drawn = drawn({stream}, {first}, {draw});")
+        return lines
 
     def how(self, node: Array) -> str:
         """The arguments that say how a reduction combines, and what it begins with."""
@@ -312,7 +332,7 @@ class _Writer:
     def element(self, roots: Iterable[Any], known: set[int], after: list[str]) -> tuple[list[str], list[str], set[int]]:
         """A loop's body over elements: lines before an element, those of one, and the nodes computed there."""
         seen, read = self.needed(roots, known)
-        before: list[str] = []
+        before: list[str] = self.draws([x for x in self.nodes if id(x) in seen - read])
         body: list[str] = []
         for k, leaf in enumerate(self.kernel.leaves):
             if id(leaf) in seen:
@@ -553,6 +573,7 @@ class _Writer:
             bool(self.reductions),
             self.partials(),
             tuple(self.scratch),
+            bool(self.drawn),
         )
 
     def partials(self) -> tuple[tuple[DType, bool], ...]:

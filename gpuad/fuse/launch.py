@@ -79,6 +79,7 @@ class Emitted:
     reduces: bool  # does it reduce rows, so that a team must see a whole one?
     partials: tuple[tuple[DType, bool], ...]  # of each reduction that ends the kernel: dtype; one result a column?
     scratch: tuple[Row, ...]
+    draws: bool  # does it draw random numbers, several from each block of a stream?
 
     @property
     def text(self) -> str:

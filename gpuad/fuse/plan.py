@@ -284,7 +284,8 @@ def _donor_for(y: Array, place: int, donors: list[Array], last: dict[int, int]) 
     if op.fusion != ELEMENTWISE:
         return None
     for x in donors:
-        if x.shape != y.shape or x.dtype != y.dtype or not x.data.flags.c_contiguous or not x.data.flags.writeable:
+        flags = x.data.flags  # CuPy's memory can always be written, and its flags do not say so
+        if x.shape != y.shape or x.dtype != y.dtype or not (flags.c_contiguous and getattr(flags, "writeable", True)):
             continue
         if last[id(x)] < place or (last[id(x)] == place and op.in_place):
             donors.remove(x)

@@ -1,7 +1,8 @@
 """What stands before the text of a kernel, so that one text means the same to NVRTC and to the host's compiler.
 
-DEVICE stands before a function that kernels call, KERNEL before an entry; teams.py has the loops.  Half types are 16
-bits of storage, read by `widen` and written by `to_float16` and `to_bfloat16`; they need no header of CUDA's.
+DEVICE stands before a function that kernels call, MEMBER_OF_STRUCT before one of a struct, KERNEL before an entry;
+teams.py has the loops.  Half types are 16 bits of storage, read by `widen` and written by `to_float16` and
+`to_bfloat16`; they need no header of CUDA's.
 """
 
 from __future__ import annotations
@@ -47,29 +48,36 @@ DEVICE bfloat16 to_bfloat16(float x) {
     return {x != x ? uint16(b >> 16 | 64) : uint16((b + 0x7fff + (b >> 16 & 1)) >> 16)};
 }
 
-// Philox 4x64-10, as numpy.random.Philox: 64-bit word `word` of the stream after key (a, b) and counter (c, d, e, f).
-DEVICE uint64 philox_word(uint64 a, uint64 b, uint64 c, uint64 d, uint64 e, uint64 f, uint64 word) {
-    const uint64 block = word / 4 + 1;
-    c += block;
-    d += c < block;
-    e += c < block && d == 0;
-    f += c < block && d == 0 && e == 0;
-    for (int round = 0; round < 10; ++round) {
-        const uint64 high0 = high_word(0xD2E7470EE14C6C93u, c), low0 = 0xD2E7470EE14C6C93u * c;
-        const uint64 high1 = high_word(0xCA5A826395121157u, e), low1 = 0xCA5A826395121157u * e;
-        c = high1 ^ d ^ a;
-        d = low1;
-        e = high0 ^ f ^ b;
-        f = low0;
-        a += 0x9E3779B97F4A7C15u;
-        b += 0xBB67AE8584CAA73Bu;
+// Philox 4x64-10, as numpy.random.Philox: the words after key (a, b) and counter (c, d, e, f), four at a time.
+struct Stream {
+    uint64 a, b, c, d, e, f;
+    uint64 block = ~uint64(0), w0 = 0, w1 = 0, w2 = 0, w3 = 0;  // the words of the last block that was asked for
+    MEMBER_OF_STRUCT uint64 word(uint64 k) {
+        if (k / 4 != block) compute(k / 4);
+        return k % 4 == 0 ? w0 : k % 4 == 1 ? w1 : k % 4 == 2 ? w2 : w3;
     }
-    return word % 4 == 0 ? c : word % 4 == 1 ? d : word % 4 == 2 ? e : f;
-}
-#define STATE uint64 a, uint64 b, uint64 c, uint64 d, uint64 e, uint64 f
-template <typename T> DEVICE T philox_bits(STATE, uint64 i) {
+    MEMBER_OF_STRUCT void compute(uint64 asked) {
+        uint64 p = a, q = b;
+        block = asked;
+        w0 = c + asked + 1;
+        w1 = d + (w0 < asked + 1);
+        w2 = e + (w0 < asked + 1 && w1 == 0);
+        w3 = f + (w0 < asked + 1 && w1 == 0 && w2 == 0);
+        for (int round = 0; round < 10; ++round) {
+            const uint64 high0 = high_word(0xD2E7470EE14C6C93u, w0), low0 = 0xD2E7470EE14C6C93u * w0;
+            const uint64 high1 = high_word(0xCA5A826395121157u, w2), low1 = 0xCA5A826395121157u * w2;
+            w0 = high1 ^ w1 ^ p;
+            w1 = low1;
+            w2 = high0 ^ w3 ^ q;
+            w3 = low0;
+            p += 0x9E3779B97F4A7C15u;
+            q += 0xBB67AE8584CAA73Bu;
+        }
+    }
+};
+template <typename T> DEVICE T philox_bits(Stream& s, uint64 i) {
     const uint64 each = 8 / sizeof(T);  // the low part of a word first
-    return T(philox_word(a, b, c, d, e, f, i / each) >> i % each * 8 * sizeof(T));
+    return T(s.word(i / each) >> i % each * 8 * sizeof(T));
 }
 template <typename T> struct Uniform { using word = uint32; };
 template <> struct Uniform<double> { using word = uint64; };
@@ -77,34 +85,44 @@ DEVICE int kept(double) { return 53; }
 DEVICE int kept(float) { return 24; }
 DEVICE int kept(float16) { return 11; }
 DEVICE int kept(bfloat16) { return 8; }
-template <typename T> DEVICE auto philox_uniform(STATE, uint64 i) {
+template <typename T> DEVICE auto philox_uniform(Stream& s, uint64 i) {
     using Word = typename Uniform<T>::word;
-    const Word word = philox_bits<Word>(a, b, c, d, e, f, i) >> (8 * sizeof(Word) - kept(T()));
+    const Word word = philox_bits<Word>(s, i) >> (8 * sizeof(Word) - kept(T()));
     return decltype(widen(T()))(word) / decltype(widen(T()))(Word(1) << kept(T()));
 }
-template <typename T> DEVICE double philox_normal(STATE, uint64 i) {
+template <typename T> DEVICE double philox_normal(Stream& s, uint64 i) {
     using Word = typename Uniform<T>::word;
     const int bits = sizeof(Word) == 8 ? 53 : 32;
     const double scale = 1.0 / double(uint64(1) << bits);
-    const double first = double(philox_bits<Word>(a, b, c, d, e, f, i / 2 * 2) >> (8 * sizeof(Word) - bits));
-    const double second = double(philox_bits<Word>(a, b, c, d, e, f, i / 2 * 2 + 1) >> (8 * sizeof(Word) - bits));
+    const double first = double(philox_bits<Word>(s, i / 2 * 2) >> (8 * sizeof(Word) - bits));
+    const double second = double(philox_bits<Word>(s, i / 2 * 2 + 1) >> (8 * sizeof(Word) - bits));
     const double turn = second * (4 * scale), quarter = rint(turn);  // the angle in right angles
     const double angle = (turn - quarter) * 1.5707963267948966;
     const int place = int(quarter) + 3 * int(i % 2);  // an odd element is the sine: the cosine, three right angles on
     const double side = place % 2 ? -sin(angle) : cos(angle);
     return (place % 4 < 2 ? side : -side) * sqrt(-2 * log((first + 1.0) * scale));
 }
-template <typename T> DEVICE T philox_integer(STATE, uint64 low, uint64 values, uint64 i) {  // no values: all 2^64
-    const uint64 word = philox_word(a, b, c, d, e, f, i);
+template <typename T> DEVICE T philox_integer(Stream& s, uint64 low, uint64 values, uint64 i) {  // no values: all 2^64
+    const uint64 word = s.word(i);
     return T((values == 0 ? word : high_word(word, values)) + low);
 }
-#undef STATE
+// What `f` draws for the elements of a group that begins at i.
+template <typename T> struct Drawn {
+    T element[WIDTH];
+    MEMBER_OF_STRUCT T operator[](int j) const { return element[j]; }
+};
+template <typename F> DEVICE auto drawn(Stream s, int64 i, F f) {
+    Drawn<decltype(f(s, i))> found;
+    for (int j = 0; j < WIDTH; ++j) found.element[j] = f(s, i + j);
+    return found;
+}
 """
 
 CUDA_PRELUDE = (
     _TYPES
     + """
 #define DEVICE __device__ __forceinline__
+#define MEMBER_OF_STRUCT __device__ __forceinline__
 #define KERNEL extern "C" __global__ void
 #ifndef INFINITY
 #define INFINITY __int_as_float(0x7f800000)
@@ -138,8 +156,8 @@ DEVICE float16 to_float16(float x) {
 }
 #endif
 """
-    + _FUNCTIONS
     + CUDA_DEFAULTS
+    + _FUNCTIONS
     + CUDA_TEAMS
 )
 
@@ -147,7 +165,11 @@ HOST_PRELUDE = (
     _TYPES
     + """
 #define DEVICE static inline __attribute__((always_inline))
+#define MEMBER_OF_STRUCT inline __attribute__((always_inline))
 #define KERNEL extern "C" void
+#ifndef WIDTH
+#define WIDTH 1
+#endif
 """
     + HOST_FUNCTIONS
     + """

@@ -9,7 +9,8 @@
     SCRATCH(bytes)     declares `scratch`: memory of the team's own
 
 A group of a contiguous array is read by `group` and written by `results` and `put`: on a GPU by accesses of 16 bytes
-where memory is aligned; on a CPU a group is one element and the compiler makes vectors of the loop.
+where memory is aligned; on a CPU a group is one element and the compiler makes vectors of the loop, or WIDTH of them
+where random numbers are `drawn` for all together.
 
 COMBINE(T, expression) is a function of a and b.  A reduction is an object that takes values and says what they make
 `together`: `row_total` for the columns of a row, `chunk_total` for a chunk of elements, `columns` for each column by
@@ -188,10 +189,16 @@ struct Items { int64 first, last; unsigned char* scratch; };  // of the outermos
 #define ITEMS , const Items items
 #define VECTORS _Pragma("GCC ivdep")
 #define LOOP(i, n) VECTORS for (int64 i = items.first; i < items.last; ++i)
-#define GROUPS(g, n) VECTORS for (int64 g = items.first; g < items.last; ++g)
 #define TEAMS(r, n) for (int64 r = items.first; r < items.last; ++r)
+#if WIDTH == 1
+#define GROUPS(g, n) VECTORS for (int64 g = items.first; g < items.last; ++g)
 #define SPAN(g, a, b) VECTORS for (int64 g = (a); g < (b); ++g)
 #define EACH(j, g, n) if (constexpr int j = 0; true)
+#else
+#define GROUPS(g, n) for (int64 g = items.first; g < items.last; g += WIDTH)
+#define SPAN(g, a, b) for (int64 g = (a); g < (b); g += WIDTH)
+#define EACH(j, g, n) VECTORS for (int j = 0, stop_ = int((n) - (g) < WIDTH ? (n) - (g) : WIDTH); j < stop_; ++j)
+#endif
 #define ONE
 #define FIRST
 #define SCRATCH(bytes) unsigned char* const scratch = items.scratch;
@@ -216,8 +223,8 @@ template <typename T, typename Op> struct Total {  // values are collected, and 
     T* values;
     Op op;
     T begin;
-    inline void take(int64 at, T v) { values[at] = v; }
-    inline T together(int64 n) { return over_lanes(values, n, op, begin); }
+    MEMBER_OF_STRUCT void take(int64 at, T v) { values[at] = v; }
+    MEMBER_OF_STRUCT T together(int64 n) { return over_lanes(values, n, op, begin); }
 };
 template <typename T, typename Op> DEVICE Total<T, Op> row_total(T* values, Op op, T begin) {
     return {values, op, begin};
@@ -229,7 +236,7 @@ template <typename T, typename Op> DEVICE Total<T, Op> chunk_total(T* values, Op
 template <typename T, typename Op> struct Columns {
     T* at;
     Op op;
-    inline void take(int64 c, T v, bool again) { at[c] = again ? op(at[c], v) : v; }
+    MEMBER_OF_STRUCT void take(int64 c, T v, bool again) { at[c] = again ? op(at[c], v) : v; }
     inline void flush(T*, int64) {}
 };
 template <typename T, typename Op> DEVICE Columns<T, Op> columns(T* partial, T*, Op op, T) { return {partial, op}; }
