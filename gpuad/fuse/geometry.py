@@ -71,7 +71,8 @@ def geometry(emitted: Emitted, entry: Entry, kernel: Kernel) -> Geometry:
     else:
         layers = 1
     scratch = lengths["scratch"] if emitted.scratch else 0
-    together = 1 if emitted.reduces and team > WARP else THREADS // team  # teams of several warps wait for all of a block
+    # teams of several warps wait for a whole block
+    together = 1 if emitted.reduces and team > WARP else THREADS // team
     teams = max(1, min(together, SHARED // max(scratch, 1), n))
     return Geometry(min(max(1, -(-n // teams)), MOST_BLOCKS), team, teams, scratch * teams, layers)
 

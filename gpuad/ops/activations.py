@@ -69,8 +69,11 @@ _gelu = _special(
 )
 
 
-def _gated(name: str, gate: Elementwise, inner_slope: Callable[[Tensor], Any]) -> Composite:
-    """x * gate(x), where gate(x) = sigmoid(inner(x)).  The rules use the gate again, which one kernel makes once."""
+def _gated(name: str, gate: Elementwise, inner_slope: Callable[[Tensor], Any], bound: float) -> Composite:
+    """x * gate(x), where gate(x) = sigmoid(inner(x)).  The rules use the gate again, which one kernel makes once.
+
+    Beyond `bound` the gate is 0 or 1 in every dtype; within, no product of the slopes is inf * 0.
+    """
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
         wide = astype(x, compute_dtype(x.dtype))
@@ -79,7 +82,7 @@ def _gated(name: str, gate: Elementwise, inner_slope: Callable[[Tensor], Any]) -
 
     def slopes(x: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """Of the product and of the gate."""
-        x = clip(astype(x, s.dtype), -1000, 1000)
+        x = clip(astype(x, s.dtype), -bound, bound)
         of_gate = s * (1 - s) * inner_slope(x)
         return s + x * of_gate, of_gate
 
@@ -98,7 +101,7 @@ def _gated(name: str, gate: Elementwise, inner_slope: Callable[[Tensor], Any]) -
 
 
 def _gelu_inner_slope(x: Tensor) -> Tensor:
-    slope: Tensor = _LINEAR + 3 * _CUBIC * square(clip(x, -40, 40))
+    slope: Tensor = _LINEAR + 3 * _CUBIC * square(x)
     return slope
 
 
@@ -106,11 +109,11 @@ _gelu_gate = _special(
     "gelu_gate",
     special.gelu_gate,
     f"T(1) / (T(1) + exp(-x * (T({_LINEAR}) + T({_CUBIC}) * x * x)))",
-    lambda t, x, y: t * (y * (1 - y) * _gelu_inner_slope(x)),
+    lambda t, x, y: t * (y * (1 - y) * _gelu_inner_slope(clip(x, -40, 40))),
     13,
 )
-_silu = _gated("silu", sigmoid, lambda x: 1)
-_gelu_tanh = _gated("gelu", _gelu_gate, _gelu_inner_slope)
+_silu = _gated("silu", sigmoid, lambda x: 1, 1000)
+_gelu_tanh = _gated("gelu", _gelu_gate, _gelu_inner_slope, 40)
 
 
 def silu(x: Any, /) -> Tensor:
