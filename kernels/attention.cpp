@@ -3,7 +3,7 @@
 // out: [batch, heads, queries, values], lse: [batch, heads, queries], the logarithm of each query's sum of exp(score).
 // Features and values are contiguous and lse is whole; the other strides are arguments.  With `causal`, query i sees
 // keys 0 to i.  A query without a key gets zeros.
-// Reference: scaled_dot_product_attention in gpuad/ops/nn.py.
+// Reference: scaled_dot_product_attention in gpuad/ops/attention.py.
 //
 // Queries and keys are taken in blocks of 64.  The scores of a block of queries and one of keys are a tile on the
 // stack, one row per key, so that the lanes of a vector are queries: maxima, sums and exponentials need no sum across

@@ -8,7 +8,7 @@
 //
 //   dv = pᵀ g        dk = scale * dsᵀ q        dq = scale * ds k
 //
-// Reference: scaled_dot_product_attention in gpuad/ops/nn.py (matmul, attention_weights, matmul) and its derivatives.
+// Reference: scaled_dot_product_attention in gpuad/ops/attention.py (matmul, attention_weights, matmul) and its derivatives.
 // Without keys `out` is 0 and `lse` -inf.  Sums are made in one order, so a result has the same bits each time.
 //
 // Defined before this text: T (float, float16 or bfloat16); HEAD, a multiple of 8 from 8 to 256; CAUSAL, 0 or 1;

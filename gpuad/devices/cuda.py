@@ -18,7 +18,7 @@ from ..dtype import DType, bfloat16
 from ..errors import DeviceError
 from ..fuse.kernel import Kernel
 from ..provenance import Site
-from . import cuda_index, cuda_products
+from . import cuda_attention, cuda_head, cuda_index, cuda_products
 from .cuda_checks import Checks
 from .cuda_launch import Launcher
 from .device import Device
@@ -188,6 +188,14 @@ class Cuda(Device):
                 words, options = operands_as_words(arrays, params)
                 op.into(self.xp, *words, as_words(out.data), **options)
             return out
+
+    def attention(self, q: Any, k: Any, v: Any) -> Any:
+        """The kernels of `kernels/attention.cu`, where they are for such arrays."""
+        return cuda_attention.Attention(self) if cuda_attention.takes(q, k, v) else None
+
+    def head(self, x: Any, weight: Any) -> Any:
+        """Products by cuBLAS around `kernels/head.cu`, where it is for such arrays."""
+        return cuda_head.Head(self) if cuda_head.takes(x, weight) else None
 
     def _adopted(self, result: Any, site: Site | None) -> Any:
         if isinstance(result, tuple):

@@ -123,6 +123,13 @@ class Device(ABC):
         """
         return None
 
+    def head(self, x: Any, weight: Any) -> Any:
+        """What computes the losses of rows `x` under the head `weight`, a chunk of rows at a time, with its gradients.
+
+        None where ordinary ops are to do it.
+        """
+        return None
+
     def describe(self) -> str:
         """What it is, in a line for `gpuad info`."""
         return f"engine {self.engine}"

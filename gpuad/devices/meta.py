@@ -77,11 +77,20 @@ class Meta(Device):
 
     def attention(self, q: Any, k: Any, v: Any) -> Any:
         """The kernels of the device it stands for, where they are for such arrays; they are not called."""
-        if self.like != "cpu:compiled":
-            return None
-        from . import cpu_attention
+        found: Any = None
+        if self.like == "cpu:compiled":
+            from . import cpu_attention as found
+        elif self.like.startswith("cuda"):
+            from . import cuda_attention as found
+        return found if found is not None and found.takes(q, k, v) else None
 
-        return cpu_attention if cpu_attention.takes(q, k, v) else None
+    def head(self, x: Any, weight: Any) -> Any:
+        """That of the device it stands for, where it is for such arrays; it is not run."""
+        if not self.like.startswith("cuda"):
+            return None
+        from . import cuda_head
+
+        return cuda_head.Head(self) if cuda_head.takes(x, weight) else None
 
     def from_device(self, array: Array, site: Site | None = None) -> Array:
         """An Array of the shape and dtype of `array`."""

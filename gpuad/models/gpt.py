@@ -17,11 +17,13 @@ from ..devices import Device
 from ..dtype import float32
 from ..errors import DataError, ShapeError
 from ..nn import Dropout, Embedding, LayerNorm, Linear, Module, MultiHeadAttention, init
-from ..nn.functional import cross_entropy, gelu
+from ..nn.functional import cross_entropy, gelu, linear_cross_entropy
 from ..ops.shape import reshape
 from ..random import Generator
 from ..tensor import Tensor
 from ..trace import no_grad
+
+LARGE = 8192  # tokens of a vocabulary from which on the head goes by chunks of rows
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,11 @@ class GPT(Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """int[batch, length] to logits[batch, length, vocabulary]."""
+        logits: Tensor = self.head(self._features(tokens))
+        return logits
+
+    def _features(self, tokens: Tensor) -> Tensor:
+        """int[batch, length] to what the head reads, [batch, length, width]."""
         if tokens.ndim != 2 or tokens.shape[1] > self.config.length:
             raise ShapeError(f"GPT needs tokens [batch, up to {self.config.length}], got {describe(tokens)}")
         x = self.token(tokens)
@@ -93,12 +100,19 @@ class GPT(Module):
         x = self.dropout(x)
         for block in self.blocks:
             x = (block if self.wrap_block is None else self.wrap_block(block))(x)
-        logits: Tensor = self.head(self.norm(x))
-        return logits
+        features: Tensor = self.norm(x)
+        return features
 
     def loss(self, tokens: Tensor) -> Tensor:
-        """The mean cross entropy, in nats, of predicting each token of int[batch, length + 1] from those before it."""
-        logits, targets = self(tokens[:, :-1]), tokens[:, 1:]
+        """The mean cross entropy, in nats, of predicting each token of int[batch, length + 1] from those before it.
+
+        Of a large vocabulary the logits are never held all at once.
+        """
+        before, targets = tokens[:, :-1], tokens[:, 1:]
+        if self.config.vocabulary >= LARGE:
+            large: Tensor = linear_cross_entropy(self._features(before), self.head.weight, targets)
+            return large
+        logits = self(before)
         loss: Tensor = cross_entropy(reshape(logits, (-1, logits.shape[-1])), reshape(targets, (-1,)))
         return loss
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..ops.activations import gelu, relu, sigmoid, silu, softplus
 from ..ops.attention import scaled_dot_product_attention
 from ..ops.elementwise import tanh
+from ..ops.head import linear_cross_entropy
 from ..ops.linalg import linear
 from ..ops.nn import (
     cross_entropy,
@@ -24,6 +25,7 @@ __all__ = [
     "gelu",
     "layer_norm",
     "linear",
+    "linear_cross_entropy",
     "log_softmax",
     "relu",
     "rms_norm",

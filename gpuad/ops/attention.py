@@ -15,7 +15,8 @@ import numpy as np
 from .. import random
 from ..array import Array, describe
 from ..convert import as_operand
-from ..dtype import WEAK, DType, bool_, is_float
+from ..devices.words import as_words
+from ..dtype import WEAK, DType, bool_, compute_dtype, is_float
 from ..errors import DTypeError, ShapeError
 from ..fuse.plan import realize_all
 from ..op import Composite, Opaque, Source
@@ -131,7 +132,8 @@ def _whole_features(device: Any, x: Any) -> Any:
     if x.strides[3] == x.itemsize or not device.computes:
         return x
     copy = device.allocate(x.shape, x.dtype).data
-    copy[...] = x
+    with device.using():
+        as_words(copy)[...] = as_words(x)
     return copy
 
 
@@ -145,15 +147,15 @@ class _Attention(Opaque):
 
     def _shapes(self, *arrays: Any, **_: Any) -> Any:
         q, _k, v = _views(arrays[0]) if self.packed else arrays
-        return [((*q.shape[:3], v.shape[3]), q.dtype), (q.shape[:3], q.dtype)]
+        return [((*q.shape[:3], v.shape[3]), q.dtype), (q.shape[:3], compute_dtype(q.dtype))]
 
     def evaluate(self, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Any:
         device: Any = same_device(self.name, arrays)
         realize_all(arrays)
         q, k, v = _views(arrays[0].data) if self.packed else [_whole_features(device, a.data) for a in arrays]
-        y, lse = _turned(device, q, v, site), device.allocate(q.shape[:3], q.dtype, site=site)
+        y, lse = _turned(device, q, v, site), device.allocate(q.shape[:3], compute_dtype(q.dtype), site=site)
         if device.computes:
-            with device.lock:
+            with device.lock, device.using():
                 device.attention(q, k, v).forward(q, k, v, y.data, lse.data, **params)
         return y, lse
 
@@ -225,7 +227,7 @@ class _Backward(Opaque):
             found = tuple([_turned(device, x, x, site) for x in (q, k, v)])
             dq, dk, dv = [x.data for x in found]
         if device.computes:
-            with device.lock:
+            with device.lock, device.using():
                 device.attention(q, k, v).backward(q, k, v, y, lse, g, dq, dk, dv, **params)
         return found
 

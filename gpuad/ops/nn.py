@@ -1,4 +1,4 @@
-"""What networks are made of, besides what `rows` has: look-up, rotation, dropout, attention.
+"""What networks are made of, besides what `rows` has: look-up, rotation, dropout.
 
 Half types are computed in float32 and rounded at the end.
 """
