@@ -3,7 +3,8 @@
 //   table     int64[segments, 8], see segments.cuh; GRADIENT (0: none), LENGTH and FIRST_BLOCK are read
 //   partial   float[blocks]: the sum of the squares of a block's elements
 //   outcome   float[3]: the norm; min(1, max_norm / (norm + 1e-6)); 1 if all is well, else 0
-//   error     the device's error word, in which a norm that is not finite sets NON_FINITE
+//   error     int32[4], the device's error word: a norm that is not finite sets NON_FINITE, and leaves `number` as the
+//             first check that failed if no other has; see gpuad/devices/cuda_checks.py
 //
 // All is well if the norm is finite and the error word 0: a step after an index out of range changes nothing either.
 //
@@ -39,7 +40,7 @@ KERNEL __launch_bounds__(THREADS) gradient_squares(const int64* table, int segme
 }
 
 KERNEL __launch_bounds__(1024) gradient_norm(const float* partial, int64 blocks, float max_norm, float* outcome,
-                                             int32* error) {
+                                             int32* error, int32 number) {
     float sum = 0;
     for (int64 i = threadIdx.x; i < blocks; i += blockDim.x) sum += partial[i];
     const float norm = sqrtf(block_sum(sum));
@@ -47,6 +48,9 @@ KERNEL __launch_bounds__(1024) gradient_norm(const float* partial, int64 blocks,
     const float factor = max_norm / (norm + 1e-6f);
     outcome[0] = norm;
     outcome[1] = factor < 1 ? factor : 1.0f;
-    if (!(norm < INFINITY)) flag(error, NON_FINITE);
+    if (!(norm < INFINITY)) {
+        atomicCAS(error + 1, 0, number);
+        flag(error, NON_FINITE);
+    }
     outcome[2] = *error == 0;
 }

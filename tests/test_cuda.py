@@ -7,13 +7,14 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import gpuad
 import stand_in
-from gpuad import devices, nn, optim
+from gpuad import data, devices, nn, optim
 from gpuad.buffer import LiveBytes, observers
 from gpuad.cli import main
 from gpuad.devices import cuda_checks, cuda_index
@@ -27,6 +28,8 @@ from gpuad.fuse.prelude import CUDA_FLAGS, CUDA_PRELUDE
 from gpuad.models import GPT, GPTConfig
 from gpuad.ops import nn as nn_ops
 from gpuad.random import Generator
+from gpuad.training.job import Job
+from gpuad.training.settings import Settings
 from samples import SAMPLES
 from stand_in import nvrtc
 from test_table import assert_close, cast, outputs
@@ -126,7 +129,6 @@ def test_texts_written_by_hand_compile(architecture):
         pytest.skip(str(error))
     texts = [cuda_checks._TRUE, cuda_checks._CLEAR]
     texts += [for_dtype(cuda_checks._RANGE, as_dtype(name)) for name in ("int8", "int64", "uint64")]
-    texts += [for_dtype(cuda_index._SCATTER_ADD, as_dtype(name)) for name in ("float32", "float64", "int64")]
     texts += [for_dtype(cuda_index._RECURRENCE, as_dtype(name)) for name in ("float32", "float64")]
     for text in texts:
         assert nvrtc.refusal(CUDA_PRELUDE + text, CUDA_FLAGS, architecture, ()) is None
@@ -322,6 +324,177 @@ def test_checks_that_nobody_reads_do_not_pile_up(cuda):
     assert device.error_word == 0
 
 
+# --- optimizers -------------------------------------------------------------------------------
+
+KINDS = {"AdamW": optim.AdamW, "Adam": optim.Adam, "SGD": functools.partial(optim.SGD, momentum=0.9)}
+PARAMETERS = [(70, 70), (5,), (), (0, 3), (4, 33)]
+
+
+def draws(seed, dtype="float32"):
+    rng = np.random.default_rng(seed)
+    return [np.asarray(rng.standard_normal(shape), as_dtype(dtype)) for shape in PARAMETERS]
+
+
+def optimized(device, kind, dtype="float32", **options):
+    """Parameters on `device`, and an optimizer with decay for matrices alone."""
+    found = [gpuad.asarray(x, device=device).requires_grad_() for x in draws(0, dtype)]
+    for k, p in enumerate(found):
+        p.name = f"p{k}"
+    return found, KINDS[kind](found, 0.01, weight_decay=0.1, no_decay=lambda p: p.ndim < 2, **options)
+
+
+def updates(device, optimizer, steps, dtype="float32", scale=1.0):
+    for seed in range(1, steps + 1):
+        optimizer.update([gpuad.asarray(g, device=device) * scale for g in draws(seed, dtype)])
+
+
+@pytest.fixture
+def launches(cuda, monkeypatch):
+    """The names of the kernels launched so far."""
+    names, launcher = [], find_device(cuda).launcher
+    launch = launcher.launch
+    monkeypatch.setattr(launcher, "launch", lambda code, name, *rest: (names.append(name), launch(code, name, *rest)))
+    return names
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_optimizers_step_as_on_the_cpu(cuda, kind, max_grad_norm):
+    found = {}
+    for device in ("cpu", cuda):
+        parameters, optimizer = optimized(device, kind, max_grad_norm=max_grad_norm)
+        updates(device, optimizer, 4)
+        found[device] = [x.numpy() for x in (*parameters, *optimizer.state_dict().values())]
+    for a, b in zip(found[cuda], found["cpu"], strict=True):
+        np.testing.assert_allclose(a, b, rtol=3e-6, atol=3e-7)
+
+
+def test_adamw_has_the_bits_of_its_rule_where_nothing_is_clipped(cuda, monkeypatch):
+    found = []
+    for _ in range(2):
+        parameters, optimizer = optimized(cuda, "AdamW", max_grad_norm=1e6)
+        updates(cuda, optimizer, 3)
+        found.append([p.numpy() for p in parameters])
+        monkeypatch.setattr(find_device(cuda), "adam", lambda dtypes: None)
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_types_have_master_weights(cuda, dtype):
+    found = {}
+    for device in ("cpu", cuda):
+        parameters, optimizer = optimized(device, "AdamW", dtype)
+        updates(device, optimizer, 4, dtype)
+        state = optimizer.state_dict()
+        found[device] = [state[f"master.p{k}"].numpy() for k in range(len(parameters))]
+        for p, master in zip(parameters, found[device], strict=True):
+            assert master.dtype == np.float32
+            np.testing.assert_array_equal(p.numpy(), master.astype(p.dtype))
+    for a, b in zip(found[cuda], found["cpu"], strict=True):
+        np.testing.assert_allclose(a, b, rtol=3e-6, atol=3e-7)
+
+
+def test_a_step_of_adam_is_one_launch_over_all_parameters(cuda, launches):
+    parameters, optimizer = optimized(cuda, "AdamW", max_grad_norm=1.0)
+    gradients = [gpuad.asarray(g, device=cuda) for g in draws(1)]
+    del launches[:]
+    optimizer.update(gradients)
+    assert launches == ["gradient_squares", "gradient_norm", "adamw"]
+    assert optimizer.state_dict()["m.p1"].numpy()[0] != 0
+    both = [*parameters, gpuad.ones(3, dtype="bfloat16", device=cuda).requires_grad_()]
+    optimizer = optim.Adam(both)
+    gradients.append(gpuad.asarray(np.ones(3, as_dtype("bfloat16")), device=cuda))
+    del launches[:]
+    optimizer.update(gradients)
+    assert launches == ["gradient_squares"] * 2 + ["gradient_norm"] + ["adamw"] * 2
+
+
+def test_what_has_no_kernel_steps_by_its_rule(cuda, launches):
+    class Slower(optim.AdamW):
+        def rule(self, flat, weigh, g, p, *state):
+            return super().rule(flat, weigh, g * 0.5, p, *state)
+
+    p, q = (gpuad.ones(3, device=cuda).requires_grad_() for _ in range(2))
+    double = gpuad.ones(3, dtype="float64", device=cuda).requires_grad_()
+    Slower([p], 0.1, eps=0.1).update([gpuad.ones(3, device=cuda)])
+    optim.AdamW([q], 0.1, eps=0.1).update([gpuad.ones(3, device=cuda) * 0.5])
+    assert launches.count("adamw") == 1
+    np.testing.assert_allclose(p.numpy(), q.numpy(), rtol=1e-6)
+    optim.AdamW([double]).update([gpuad.ones(3, dtype="float64", device=cuda)])
+    assert launches.count("adamw") == 1 and double.numpy()[0] < 1
+
+
+def test_adam_writes_only_where_nobody_looks(cuda):
+    w, other = (gpuad.asarray(np.array([2.0, 3.0], np.float32), device=cuda).requires_grad_() for _ in range(2))
+    optimizer = optim.AdamW([w, other], 0.5)
+    gradient = [gpuad.ones(2, device=cuda), None]
+    optimizer.update(gradient)
+    place, before = w.array.data.data.ptr, w.tolist()
+    optimizer.update(gradient)
+    assert w.array.data.data.ptr == place and w.tolist() != before, "in place"
+    assert other.tolist() == [2.0, 3.0] and optimizer.state_dict()["step.1"].item() == 0
+    before = w.numpy()
+    loss, state = gpuad.sum(w * w), optimizer.state_dict()
+    first = state["m.0"].numpy()
+    optimizer.update(gradient)
+    assert w.array.data.data.ptr != place and (w.numpy() != before).all()
+    loss.backward()
+    np.testing.assert_array_equal(w.grad.numpy(), 2 * before)
+    np.testing.assert_array_equal(state["m.0"].numpy(), first)
+
+
+def test_adam_takes_gradients_that_are_pending_turned_or_borrowed(cuda, cupy):
+    g = draws(1)[0]
+    with cupy.cuda.Device(0):
+        theirs = cupy.asarray(g)
+    given = gpuad.asarray(g, device=cuda)
+    turned = gpuad.asarray(np.ascontiguousarray(g.T), device=cuda).mT
+    found = []
+    for gradient in (given, turned, gpuad.asarray(theirs, copy=False), gpuad.asarray(g * 2, device=cuda) * 0.5):
+        p = gpuad.asarray(draws(0)[0], device=cuda).requires_grad_()
+        optim.AdamW([p]).update([gradient])
+        found.append(p.numpy())
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+    p = gpuad.ones(3, device=cuda).requires_grad_()
+    with pytest.raises(DeviceError, match=r"step\(\) got float32\[3\] on cuda:0 and float32\[3\] on cpu"):
+        optim.AdamW([p]).update([gpuad.ones(3)])
+
+
+def test_failed_step_of_many_names_its_line_and_takes_back_all_since(cuda):
+    parameters, optimizer = optimized(cuda, "AdamW", max_grad_norm=1.0)
+    updates(cuda, optimizer, 2)
+    before, state = [p.numpy() for p in parameters], {k: v.numpy() for k, v in optimizer.state_dict().items()}
+    bad = draws(9)
+    bad[0][3, 4] = np.inf
+    bad = [gpuad.asarray(g, device=cuda) for g in bad]
+    optimizer.update(bad)
+    updates(cuda, optimizer, 2)
+    with pytest.raises(NonFiniteError, match=r"update\(\) at test_cuda.py:\d+ changed nothing.*\n  p0: 1 of the 4900"):
+        parameters[0].numpy()
+    assert find_device(cuda).error_word == 0
+    for p, values in zip(parameters, before, strict=True):
+        np.testing.assert_array_equal(p.numpy(), values)
+    for name, values in optimizer.state_dict().items():
+        np.testing.assert_array_equal(values.numpy(), state[name], err_msg=name)
+    updates(cuda, optimizer, 1)
+    assert optimizer.state_dict()["step.p0"].item() == 3
+
+
+def test_adam_steps_by_the_kernels_in_a_dry_run():
+    meta = find_device("meta", like="cuda:sm_90")
+    w, g = (gpuad.asarray(np.zeros((300, 40), np.float32), device=meta) for _ in range(2))
+    counter = LiveBytes()
+    optimizer = optim.AdamW([w], max_grad_norm=1.0)
+    observers.append(counter)
+    try:
+        optimizer.update([g])
+    finally:
+        observers.remove(counter)
+    assert counter.peak == 8 * 8 + 8 * 4 + 4 * 3 + 4 * 3, "the table, an option, three sums and the outcome"
+
+
 # --- training ---------------------------------------------------------------------------------
 
 
@@ -455,6 +628,17 @@ def test_train_runs_on_the_device(cuda, tmp_path, capsys):
         found.append([json.loads(line)["loss"] for line in lines])
     np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
     assert " on cuda:0:sm_" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_default_model_trains_to_the_losses_of_the_cpu(cuda):
+    settings = Settings(steps=20)
+    found = {}
+    for device in ("cpu", cuda):
+        job = Job(replace(settings, device=device))
+        batches = data.batches(job.text.train, batch=settings.batch, length=settings.length, seed=settings.seed)
+        found[device] = [job.step(tokens) for _, tokens in zip(range(settings.steps), batches, strict=False)]
+    np.testing.assert_allclose(found[cuda], found["cpu"], rtol=1e-4)
 
 
 # --- in and out -------------------------------------------------------------------------------
@@ -617,6 +801,30 @@ def test_repeated_index_adds_in_order_and_the_last_assignment_stays(cuda):
     expected = np.zeros(5, np.float32)
     expected[index] = values[:, 0]
     np.testing.assert_array_equal(x.numpy(), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_gradient_of_indexes_that_repeat_thousands_of_times(cuda, axis, dtype):
+    rng = np.random.default_rng(0)
+    index = np.concatenate([np.full(3000, 7), np.full(65, 9), rng.integers(0, 1000, 600), np.full(64, 999)])
+    index = rng.permutation(index).reshape(3, -1)
+    values = rng.standard_normal((*index.shape, 12)).astype(as_dtype(dtype))
+    if axis:
+        values = np.moveaxis(values, -1, 0)
+    expected = np.zeros((1000, 12))
+    np.add.at(expected, index, np.moveaxis(values, 0, -1).astype(np.float64) if axis else values.astype(np.float64))
+    weight = gpuad.zeros((12, 1000) if axis else (1000, 12), dtype=dtype, device=cuda).requires_grad_()
+    take = functools.partial(gpuad.take, axis=1) if axis else nn.functional.embedding
+    gradients = []
+    for _ in range(2):
+        weight.grad = None
+        take(weight, gpuad.asarray(index, device=cuda)).backward(gpuad.asarray(values, device=cuda))
+        gradients.append(weight.grad.numpy())
+    np.testing.assert_array_equal(*gradients)
+    assert gradients[0].dtype == as_dtype(dtype)
+    found = gradients[0].astype(np.float64)
+    np.testing.assert_allclose(found.T if axis else found, expected, rtol=RTOL[dtype], atol=1e-4)
 
 
 def test_info_describes_the_device(cuda):

@@ -175,7 +175,7 @@ def test_reference_networks_are_those_of_gpuad():
 
     sizes = GPTSizes(2, 29, 8, 2, 2, 16)
     config = GPTConfig(vocabulary=29, length=8, layers=2, heads=2, width=16)
-    model = GPT(config, dtype="float64", device="cpu")
+    model = GPT(config, dtype="float64", device="cpu", generator=gpuad.random.Generator(0))
     assert {name: p.shape for name, p in model.named_parameters()} == gpt_shapes(sizes)
     tokens = networks.gpt_tokens(sizes)
     loss = model.loss(gpuad.asarray(tokens))
@@ -184,7 +184,7 @@ def test_reference_networks_are_those_of_gpuad():
     gradients = {name: p.grad.numpy() for name, p in model.named_parameters()}
     of_loss, of_slope = networks.gpt_differences(weights, tokens, sizes, loss.item(), gradients)
     assert of_loss < 1e-9 and of_slope < 1e-4
-    gradients["blocks.0.up.weight"] = 1.2 * gradients["blocks.0.up.weight"] + 0.01
+    gradients["blocks.0.up.weight"] = 2 * gradients["blocks.0.up.weight"] + 0.1
     assert networks.gpt_differences(weights, tokens, sizes, loss.item(), gradients)[1] > 1e-4
 
 

@@ -84,23 +84,16 @@ def launch_cross_entropy_in_place(rows):
     return (rows, 1, 1), (512, 1, 1), 0
 
 
-def launch_embedding_forward(places):
-    return (places, 1, 1), (128, 1, 1), 0
-
-
-def launch_embedding_starts(rows):
+def launch_segment_starts(rows):
     return (ceil_div(rows + 1, 256), 1, 1), (256, 1, 1), 0
 
 
-PIECE = 64  # of embedding.cu
+PIECE = 64  # of scatter_add.cu
 
 
-def launch_embedding_pieces(places):
-    return (ceil_div(places, PIECE), 1, 1), (128, 1, 1), 0
-
-
-def launch_embedding_finish(rows):
-    return (rows, 1, 1), (128, 1, 1), 0
+def launch_scatter(places, columns):
+    """For scatter_pieces and scatter_finish."""
+    return (ceil_div(places, PIECE), min(ceil_div(columns, 128), 3), 1), (128, 1, 1), 0
 
 
 CHUNK = 4096  # of segments.cuh
@@ -196,7 +189,7 @@ OTHERS = [
         ("head.cu", {"T": t, "INDEX": i})
         for t, i in zip(("float32", *HALVES), ("int32", "int64", "int32"), strict=True)
     ),
-    *(("embedding.cu", {"T": t, "INDEX": "int64"}) for t in ("float32", "float64", *HALVES)),
+    *(("scatter_add.cu", {"T": t, "INDEX": "int64"}) for t in ("float32", "float64", *HALVES)),
     *(("norm.cu", {"T": t}) for t in ("float32", *HALVES)),
     *(("adamw.cu", {"T": t, "G": g}) for t in ("float32", *HALVES) for g in sorted({"float32", t})),
 ]
@@ -484,23 +477,29 @@ def test_cross_entropy_indexes_past_2_to_31(tmp_path):
         np.testing.assert_array_equal(got, want)
 
 
-# --- embedding ------------------------------------------------------------------------------------
+# --- adding up by index -----------------------------------------------------------------------------
+
+
+def scattered(x, index, rows):
+    """The slices of x: [before, places, width] added up by index, by the kernels."""
+    of = entries("scatter_add.cu", T=x.dtype.name, INDEX=index.dtype.name)
+    before, places, width = x.shape
+    order = on_device(np.argsort(index, kind="stable"))
+    wide = np.float64 if x.dtype == np.float64 else np.float32
+    starts, partial = fresh(rows + 1, np.int64), fresh((2 * (places // PIECE + 1), before * width), wide)
+    result = on_device(np.zeros((before, rows, width), x.dtype))
+    sizes = np.int64(before), np.int64(places), np.int64(rows), np.int64(width)
+    run(of["segment_starts"], launch_segment_starts(rows), index, order, starts, sizes[1], sizes[2])
+    np.testing.assert_array_equal(starts, np.searchsorted(np.sort(index), np.arange(rows + 1)))
+    launch = launch_scatter(places, before * width)
+    run(of["scatter_pieces"], launch, x, index, order, starts, result, partial, *sizes)
+    run(of["scatter_finish"], launch, index, order, starts, partial, result, *sizes)
+    return result
 
 
 def embedding_gradient(g, index, rows):
-    """The gradient of the table and the error word, by the kernels."""
-    of = entries("embedding.cu", T=g.dtype.name, INDEX=index.dtype.name)
-    places, features = g.shape
-    order = on_device(np.argsort(index, kind="stable"))
-    wide = np.float64 if g.dtype == np.float64 else np.float32
-    starts, partial = fresh(rows + 1, np.int64), fresh((2 * (places // PIECE + 1), features), wide)
-    result, error = fresh((rows, features), g.dtype), on_device(np.zeros(1, np.int32))
-    n, size, width = np.int64(places), np.int64(rows), np.int64(features)
-    run(of["embedding_starts"], launch_embedding_starts(rows), index, order, starts, error, n, size)
-    launch = launch_embedding_pieces(places)
-    run(of["embedding_pieces"], launch, g, index, order, starts, result, partial, n, size, width)
-    run(of["embedding_finish"], launch_embedding_finish(rows), starts, partial, result, width)
-    return result, error[0]
+    """The gradient of a table, of which the rows `index` were taken."""
+    return scattered(g[None], index, rows)[0]
 
 
 def added_up(g, index, rows):
@@ -515,9 +514,7 @@ def test_embedding_gradient_adds_up_the_places_of_each_row(places, rows, feature
     index = on_device(np.random.default_rng(rows).integers(0, rows, places) // 2, np.int64)
     g = draw((places, features), np.dtype(dtype))
     for given in (g, misaligned(g)):
-        result, error = embedding_gradient(given, index, rows)
-        close(result, added_up(g, index, rows))
-        assert error == 0
+        close(embedding_gradient(given, index, rows), added_up(g, index, rows))
 
 
 @pytest.mark.parametrize(
@@ -526,41 +523,37 @@ def test_embedding_gradient_adds_up_the_places_of_each_row(places, rows, feature
 def test_embedding_gradient_is_right_at_the_edges_of_pieces(counts):
     index = on_device(np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts)), np.int32)
     g = on_device(np.random.default_rng(1).integers(-9, 9, (len(index), 5)), np.float32)  # sums are exact
-    result, _ = embedding_gradient(g, index, len(counts))
+    result = embedding_gradient(g, index, len(counts))
     np.testing.assert_array_equal(result, added_up(g, index, len(counts)))
 
 
-def test_embedding_gradient_flags_indexes_out_of_range_and_leaves_them_out():
+@pytest.mark.parametrize("before, width", [(3, 1), (2, 8), (300, 1), (5, 3)])
+def test_slices_are_added_up_along_any_axis(before, width):
+    index = on_device(np.random.default_rng(0).integers(0, 4, 333), np.int32)
+    x = on_device(np.random.default_rng(1).integers(-9, 9, (before, 333, width)), np.float32)  # sums are exact
+    want = np.stack([added_up(part, index, 6) for part in x])
+    np.testing.assert_array_equal(scattered(x, index, 6), want)
+
+
+def test_embedding_gradient_leaves_out_indexes_out_of_range():
     index = np.random.default_rng(0).integers(0, 4, 200)
     index[:70], index[150:], index[80] = -1, 4, 2**40
     g, inside = draw((200, 8), np.float32), (index >= 0) & (index < 4)
-    result, error = embedding_gradient(g, on_device(index), 4)
-    close(result, added_up(g[inside], index[inside], 4))
-    assert error == 2
-    assert embedding_gradient(on_device(g[inside]), on_device(index[inside]), 4)[1] == 0
+    close(embedding_gradient(g, on_device(index), 4), added_up(g[inside], index[inside], 4))
 
 
-@pytest.mark.parametrize("dtype, features", [("float32", 8), ("float32", 5), ("bfloat16", 24), ("float64", 1)])
-def test_embedding_takes_rows_and_flags_what_is_out_of_range(dtype, features):
-    weight = draw((6, features), np.dtype(dtype))
-    of = entries("embedding.cu", T=dtype, INDEX="int64")["embedding_forward"]
-    for index, flagged in (([0, 5, 5, 2], 0), ([0, 6, -1, 2], 2)):
-        index, error = on_device(np.array(index)), on_device(np.zeros(1, np.int32))
-        out = fresh((4, features), dtype)
-        launch = launch_embedding_forward(4)
-        run(of, launch, weight, index, out, error, np.int64(6), np.int64(features))
-        inside = (index >= 0) & (index < 6)
-        np.testing.assert_array_equal(out[inside], weight[index[inside]])
-        assert not out[~inside].astype(np.float32).any() and error[0] == flagged
-
-
-def test_embedding_indexes_past_2_to_31(tmp_path):
-    weight = sparse(tmp_path, 2**32, np.float32).reshape(2**30, 4)
-    weight[2**30 - 1] = 5
-    index, out, error = on_device(np.array([2**30 - 1])), fresh((1, 4), np.float32), on_device(np.zeros(1, np.int32))
-    of = entries("embedding.cu", T="float32", INDEX="int64")["embedding_forward"]
-    run(of, launch_embedding_forward(1), weight, index, out, error, np.int64(2**30), np.int64(4))
-    assert (out == 5).all() and error[0] == 0
+def test_embedding_gradient_indexes_past_2_to_31(tmp_path):
+    result = sparse(tmp_path, 2**32, np.float32).reshape(1, 2**30, 4)
+    index, order, starts = (
+        on_device(np.array([2**30 - 1] * 2)),
+        on_device(np.arange(2)),
+        sparse(tmp_path, 2**30 + 1, np.int64),
+    )
+    starts[2**30] = 2
+    g, sizes = on_device(np.full((1, 2, 4), 2.5), np.float32), [np.int64(n) for n in (1, 2, 2**30, 4)]
+    of = entries("scatter_add.cu", T="float32", INDEX="int64")["scatter_pieces"]
+    run(of, launch_scatter(2, 4), g, index, order, starts, result, fresh((2, 4), np.float32), *sizes)
+    assert (result[0, 2**30 - 1] == 5).all()
 
 
 @pytest.mark.parametrize("order", ("reverse", "shuffle:5"))
@@ -570,7 +563,7 @@ def test_sums_do_not_depend_on_the_order_of_threads(order, monkeypatch):
 
     def results():
         loss, gradient, _ = cross_entropy(on_device(logits), targets, smoothing=0.1)
-        return [embedding_gradient(g, index, 4)[0], loss, gradient, gradient_norm([g.reshape(-1), logits[0]])[0]]
+        return [embedding_gradient(g, index, 4), loss, gradient, gradient_norm([g.reshape(-1), logits[0]])[0]]
 
     want = results()
     monkeypatch.setenv("GPUAD_STAND_IN_ORDER", order)
@@ -581,19 +574,23 @@ def test_sums_do_not_depend_on_the_order_of_threads(order, monkeypatch):
 # --- the norm and the step ------------------------------------------------------------------------
 
 
-def gradient_norm(gradients, max_norm=np.inf, flagged=0):
-    """norm, factor and whether all is well, and the error word, by the kernels."""
+def gradient_norm(gradients, max_norm=np.inf, flagged=(0, 0)):
+    """norm, factor and whether all is well, and the error word, by the kernels; it is check number 7."""
     of = entries("norm.cu", T=next(g.dtype.name for g in gradients if g is not None))
     segments = [
         {"gradient": 0, "size": 10} if g is None else {"gradient": g.ctypes.data, "size": g.size} for g in gradients
     ]
     table, blocks = segment_table(segments)
-    partial, outcome, error = fresh(blocks, np.float32), fresh(3, np.float32), on_device(np.array([flagged], np.int32))
+    partial, outcome, error = (
+        fresh(blocks, np.float32),
+        fresh(3, np.float32),
+        on_device(np.array([*flagged, 0, 0], np.int32)),
+    )
     squares = launch_over_segments(blocks)
     run(of["gradient_squares"], squares, on_device(table), np.int32(len(table)), partial)
     launch = launch_gradient_norm()
-    run(of["gradient_norm"], launch, partial, np.int64(blocks), np.float32(max_norm), outcome, error)
-    return outcome, error[0]
+    run(of["gradient_norm"], launch, partial, np.int64(blocks), np.float32(max_norm), outcome, error, np.int32(7))
+    return outcome, error[:2].tolist()
 
 
 @pytest.mark.parametrize("dtype", ("float32", *HALVES))
@@ -605,7 +602,7 @@ def test_norm_is_of_all_gradients_together(dtype):
     for max_norm in (np.inf, 1e9, 2.0):
         (norm, factor, finite), error = gradient_norm(gradients, max_norm)
         np.testing.assert_allclose([norm, factor], [want, min(1, max_norm / (want + 1e-6))], rtol=2e-6)
-        assert finite == 1 and error == 0
+        assert finite == 1 and error == [0, 0]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
@@ -613,17 +610,19 @@ def test_norm_flags_what_is_not_finite(value):
     g = draw(5000, np.float32)
     g[4999] = value
     outcome, error = gradient_norm([g], 1.0)
-    assert outcome[2] == 0 and error == 1
+    assert outcome[2] == 0 and error == [1, 7]
 
 
 def test_norm_refuses_a_step_after_another_error():
-    outcome, error = gradient_norm([draw(10, np.float32)], flagged=2)
-    assert outcome[2] == 0 and error == 2
+    outcome, error = gradient_norm([draw(10, np.float32)], flagged=(2, 5))
+    assert outcome[2] == 0 and error == [2, 5]
+    outcome, error = gradient_norm([on_device(np.array([np.nan], np.float32))], flagged=(2, 5))
+    assert outcome[2] == 0 and error == [3, 5]
 
 
 def test_norm_of_nothing_is_zero():
     outcome, error = gradient_norm([fresh(0, np.float32)], 1.0)
-    assert outcome.tolist() == [0, 1, 1] and error == 0
+    assert outcome.tolist() == [0, 1, 1] and error == [0, 0]
 
 
 class Parameter:

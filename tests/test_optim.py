@@ -158,6 +158,150 @@ def test_clipping_by_the_global_norm_is_pytorchs(torch, fused):
         np.testing.assert_allclose(p.numpy(), q.detach().numpy(), rtol=1e-12, atol=1e-12)
 
 
+# --- half types -------------------------------------------------------------------------------
+
+
+def half_parameters(dtype):
+    return [nn.Parameter(gpuad.asarray(v).to(dtype), name=f"p{k}") for k, v in enumerate(values("float32"))]
+
+
+def half_gradients(dtype, seed):
+    return [gpuad.asarray(g).to(dtype) for g in values("float32", seed)]
+
+
+def adamw_in_float32(weights, gradients, lr, decay, b1, b2, eps):
+    """The weights after each step of AdamW, every operation rounded to float32."""
+    one = np.float32
+    m, v = np.zeros_like(weights), np.zeros_like(weights)
+    for n, g in enumerate(gradients, start=1):
+        m = m + one(1 - b1) * (g - m)
+        v = v * one(b2) + one(1 - b2) * (g * g)
+        change = one(lr / (1 - b1**n)) * (m / (np.sqrt(v) / one(math.sqrt(1 - b2**n)) + one(eps)))
+        weights = weights * one(1 - lr * decay) - change
+        yield weights
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_types_are_the_rounding_of_float32_weights(dtype):
+    lr, decay, betas, eps = 1e-3, 0.1, (0.9, 0.99), 1e-7
+    params = half_parameters(dtype)
+    optimizer = optim.AdamW(params, lr, betas, eps, decay)
+    kind, gradients = params[0].dtype, [half_gradients(dtype, seed) for seed in range(1, 8)]
+    references = []
+    for k, x in enumerate(values("float32")):
+        of_p = [g[k].numpy().astype(np.float32) for g in gradients]
+        references.append(adamw_in_float32(x.astype(kind).astype(np.float32), of_p, lr, decay, *betas, eps))
+    for given, *expected in zip(gradients, *references, strict=True):
+        optimizer.update(given)
+        for k, (p, weights) in enumerate(zip(params, expected, strict=True)):
+            np.testing.assert_array_equal(optimizer.state_dict()[f"master.p{k}"].numpy(), weights)
+            np.testing.assert_array_equal(p.numpy(), weights.astype(kind))
+
+
+@every_optimizer
+def test_tiny_steps_move_half_types_only_with_master_weights(name):
+    cls, options = OPTIMIZERS[name]
+    options = options | {"lr": 1e-5, "weight_decay": 0.0}
+    for master_weights in (True, False):
+        w = nn.Parameter(gpuad.ones(3, dtype="bfloat16"))
+        optimizer = cls([w], **options, master_weights=master_weights)
+        for _ in range(600):
+            optimizer.update([gpuad.ones(3, dtype="bfloat16")])
+        assert ("master.0" in optimizer.state_dict()) == master_weights
+        assert (w.to("float32").numpy() < 1).all() == master_weights
+
+
+@every_optimizer
+@pytest.mark.parametrize("order", ["values first", "state first"])
+def test_training_in_half_types_goes_on_from_a_saved_state(tmp_path, name, order):
+    cls, options = OPTIMIZERS[name]
+    whole, first, second = (half_parameters("bfloat16") for _ in range(3))
+    a, b, c = (cls(params, **(options | {"lr": 1e-3})) for params in (whole, first, second))
+    for seed in range(1, 5):
+        a.update(half_gradients("bfloat16", seed)), b.update(half_gradients("bfloat16", seed))
+    nn.save(tmp_path / "state", b.state_dict())
+    nn.save(tmp_path / "values", {p.name: p for p in first})
+    found = nn.load(tmp_path / "values")
+    if order == "state first":
+        c.load_state_dict(nn.load(tmp_path / "state"))
+    with gpuad.no_grad():
+        for p in second:
+            p.copy_(found[p.name])
+    if order == "values first":
+        c.load_state_dict(nn.load(tmp_path / "state"))
+    for seed in range(5, 8):
+        a.update(half_gradients("bfloat16", seed)), c.update(half_gradients("bfloat16", seed))
+    assert_same(contents(a), contents(c))
+
+
+def test_master_weights_start_from_the_values_where_a_state_has_none():
+    params = half_parameters("bfloat16")
+    state = optim.AdamW(half_parameters("bfloat16"), master_weights=False).state_dict()
+    optimizer = optim.AdamW(params)
+    optimizer.update(half_gradients("bfloat16", 1))
+    optimizer.load_state_dict(state)
+    for k, p in enumerate(params):
+        np.testing.assert_array_equal(optimizer.state_dict()[f"master.p{k}"].numpy(), p.to("float32").numpy())
+    with pytest.raises(DataError, match=r"master.p0 is not in this AdamW"):
+        optim.AdamW(half_parameters("bfloat16"), master_weights=False).load_state_dict(optimizer.state_dict())
+
+
+def test_master_weights_follow_values_given_from_outside():
+    params = half_parameters("bfloat16")
+    optimizer = optim.SGD(params, 1e-4)
+    optimizer.update(half_gradients("bfloat16", 1))
+    before = {name: x.numpy().copy() for name, x in optimizer.state_dict().items()}
+    with gpuad.no_grad():
+        params[1].copy_(gpuad.ones((4,)) * 3)
+    optimizer.update([gpuad.zeros(s, dtype="bfloat16") for s in SHAPES])
+    after = optimizer.state_dict()
+    np.testing.assert_array_equal(after["master.p1"].numpy(), np.full(4, 3, np.float32))
+    for name in ("master.p0", "master.p2", "master.p3"):
+        np.testing.assert_array_equal(after[name].numpy(), before[name])
+
+
+def test_a_failed_step_leaves_half_types_and_their_master_weights():
+    params = half_parameters("bfloat16")
+    optimizer = optim.AdamW(params, 0.1)
+    optimizer.update(half_gradients("bfloat16", 1))
+    before = contents(optimizer)
+
+    def fail(kernel):
+        if len(kernel.outputs) == 4:
+            raise MemoryError
+
+    watchers.append(fail)
+    try:
+        with pytest.raises(MemoryError):
+            optimizer.update(half_gradients("bfloat16", 2))
+    finally:
+        watchers.remove(fail)
+    assert_same(contents(optimizer), before)
+    with pytest.raises(NonFiniteError):
+        optimizer.update([g * math.nan for g in half_gradients("bfloat16", 2)])
+    assert_same(contents(optimizer), before)
+    optimizer.update(half_gradients("bfloat16", 2))
+    twin = optim.AdamW(half_parameters("bfloat16"), 0.1)
+    for seed in (1, 2):
+        twin.update(half_gradients("bfloat16", seed))
+    assert_same(contents(optimizer), contents(twin))
+
+
+def test_a_model_is_trained_in_the_dtype_it_was_given_before_its_optimizer():
+    model = nn.Linear(2, 2).to("bfloat16")
+    optimizer = optim.AdamW(model.parameters(), 0.1)
+    gpuad.sum(model(gpuad.ones((1, 2), dtype="bfloat16"))).backward()
+    optimizer.step()
+    assert model.weight.dtype == gpuad.bfloat16
+    assert optimizer.state_dict()["master.weight"].dtype == gpuad.float32
+    model.to("float32")
+    optimizer.zero_grad()
+    gpuad.sum(model(gpuad.ones((1, 2)))).backward()
+    with pytest.raises(DTypeError, match="weight is float32 on cpu, and was bfloat16"):
+        optimizer.step()
+    assert "master.weight" not in optim.AdamW(model.parameters()).state_dict()
+
+
 def test_half_types_keep_their_state_in_float32():
     exact, half = parameters("float32")[:1], [nn.Parameter(values("float32")[0]).to("bfloat16")]
     half = [nn.Parameter(half[0].detach())]

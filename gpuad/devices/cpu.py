@@ -86,6 +86,14 @@ class CPU(Device):
             return tuple([self.adopt(r, site=site) for r in result])
         return self.adopt(result, site=site)
 
+    def describe(self) -> str:
+        """The engine, and with what it computes."""
+        if self.engine != "compiled":
+            return f"engine {self.engine}"
+        from ..fuse import compiler, threads
+
+        return f"engine compiled, by {compiler.identity().splitlines()[0].split(' ')[0]}, {threads.count()} threads"
+
     def attention(self, q: Any, k: Any, v: Any) -> Any:
         """The compiled kernels, where they are for such arrays."""
         if engines.engine() != "compiled":

@@ -6,7 +6,7 @@ device's own, ordered with the caller's current stream by events where arrays co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,13 +18,17 @@ from ..dtype import DType, bfloat16
 from ..errors import DeviceError
 from ..fuse.kernel import Kernel
 from ..provenance import Site
-from . import cuda_attention, cuda_head, cuda_index, cuda_products
+from . import cuda_attention, cuda_head, cuda_index, cuda_optimizer, cuda_products
 from .cuda_checks import Checks
 from .cuda_launch import Launcher
 from .device import Device
 from .words import as_words, operands_as_words
 
-PRODUCTS: dict[str, Callable[..., None]] = {"matmul": cuda_products.matmul, "linear": cuda_products.linear}
+PRODUCTS: dict[str, Callable[..., None]] = {
+    "matmul": cuda_products.matmul,
+    "linear": cuda_products.linear,
+    "linear_weight": cuda_products.linear_weight,
+}
 INSTALL = 'pip install "gpuad[cuda12x]" (for CUDA 13 drivers "gpuad[cuda13x]")'
 OLDEST = 14  # the first CuPy with bfloat16, and views that never copy
 
@@ -177,7 +181,7 @@ class Cuda(Device):
             if op.name in cuda_index.BY_NAME:
                 return self._adopted(cuda_index.BY_NAME[op.name](self, *arrays, **params), site)
             if op.into is None:
-                words, options = operands_as_words(arrays, params)
+                words, options = operands_as_words(op.name, arrays, params)
                 result = op.forward(self.xp, *words, **options)
                 return self._adopted(result.view(bfloat16) if words is not arrays else result, site)
             shape, dtype = op.infer(arrays, params)
@@ -185,7 +189,7 @@ class Cuda(Device):
             if op.name in PRODUCTS:
                 PRODUCTS[op.name](self, *arrays, out.data)
             else:
-                words, options = operands_as_words(arrays, params)
+                words, options = operands_as_words(op.name, arrays, params)
                 op.into(self.xp, *words, as_words(out.data), **options)
             return out
 
@@ -196,6 +200,10 @@ class Cuda(Device):
     def head(self, x: Any, weight: Any) -> Any:
         """Products by cuBLAS around `kernels/head.cu`, where it is for such arrays."""
         return cuda_head.Head(self) if cuda_head.takes(x, weight) else None
+
+    def adam(self, dtypes: Iterable[DType]) -> Any:
+        """The kernels of `kernels/adamw.cu` and `kernels/norm.cu`, where they are for such parameters."""
+        return cuda_optimizer.Adam(self) if cuda_optimizer.takes(dtypes) else None
 
     def _adopted(self, result: Any, site: Site | None) -> Any:
         if isinstance(result, tuple):

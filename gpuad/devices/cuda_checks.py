@@ -108,6 +108,15 @@ class Checks:
             self.word.data.fill(0)
         return self.word
 
+    def begin(self, refuse: Callable[[int], Exception], undo: Callable[[], None] | None) -> np.int32:
+        """The number of a new check, which the caller's kernel is to leave in the word if it is the first to fail."""
+        with self.device.lock:
+            if len(self.made) >= MOST:
+                self.read()
+            check = Check(next(self.numbers), refuse, undo)
+            self.made.append(check)
+        return np.int32(check.number)
+
     def _make(
         self,
         code: str,
@@ -118,11 +127,8 @@ class Checks:
         undo: Callable[[], None] | None,
     ) -> None:
         with self.device.lock:
-            if len(self.made) >= MOST:
-                self.read()
-            check = Check(next(self.numbers), refuse, undo)
-            self.device.launcher.launch(code, name, [*given, np.int32(check.number), self.memory().data], flat(size))
-            self.made.append(check)
+            number = self.begin(refuse, undo)
+            self.device.launcher.launch(code, name, [*given, number, self.memory().data], flat(size))
 
     def bits(self) -> int:
         """What is flagged."""

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from .cuda_launch import flat, for_dtype
+from ..dtype import DType, compute_dtype
+from ..fuse.prelude import c_name
+from ..fuse.sources import source
+from .cuda_launch import Geometry, flat, for_dtype
+from .words import as_words
 
-_SCATTER_ADD = """
-// out[b, r, c] = the sum of x[b, k, c] over all k with index[k] == r, in the order of k.
-// x: T[before, count, width]; order: int64[count] sorts the index, ends: int64[length] counts the indexes up to each.
-// One thread an element of out: T[before, length, width].
-KERNEL scatter_add(const T* x, const int64* order, const int64* ends, T* out,
-                   int64 before, int64 count, int64 length, int64 width) {
-    LOOP(i, before * length * width) {
-        const int64 c = i % width, r = i / width % length, b = i / (width * length);
-        T sum = 0;
-        for (int64 k = r > 0 ? ends[r - 1] : 0; k < ends[r]; ++k) {
-            sum += x[(b * count + order[k]) * width + c];
-        }
-        out[i] = sum;
-    }
-}
-"""
+PIECE = 64  # places that a block of scatter_add.cu adds up
+THREADS = 128  # of such a block
+START_THREADS = 256
+MOST_LAYERS = 65535  # blocks that a grid has in y
+INDEXES = ("int32", "int64")  # in which kernels read an index
 _RECURRENCE = """
 // y[k] = a[k] * y[k - 1] + b[k] down each column; up from the end, if `reverse`.  The first y is the first b.
 // a, b, y: T[steps, columns].  One thread a column.
@@ -42,36 +36,60 @@ KERNEL recurrence(const T* a, const T* b, T* y, int64 steps, int64 columns, bool
 """
 
 
-def _segments(xp: Any, flat: Any, length: int) -> tuple[Any, Any]:
-    """The stable order of the indexes `flat`, and for each place how many of them are at most it."""
-    flat = flat.astype(np.int64, copy=False)
-    order = xp.argsort(flat).astype(np.int64, copy=False)
-    places = xp.arange(length, dtype=np.int64)
-    return order, xp.searchsorted(flat[order], places, side="right").astype(np.int64, copy=False)
+@functools.cache
+def text(dtype: DType, index: DType) -> str:
+    """What follows the prelude: `kernels/scatter_add.cu` for elements of `dtype`."""
+    return f"#define T {c_name(dtype)}\n#define INDEX {c_name(index)}\n" + source("scatter_add.cu")
+
+
+def _segments(device: Any, index: Any, length: int) -> tuple[Any, Any, Any]:
+    """`index` as kernels read it, flat; its stable order; how many indexes are below each of 0 to `length`."""
+    xp = device.xp
+    index = xp.ascontiguousarray(index.reshape(-1))
+    if index.dtype.name not in INDEXES:
+        index = index.astype(np.int64)
+    order = xp.argsort(index).astype(np.int64, copy=False)
+    starts = xp.empty(length + 1, np.int64)
+    given = [index, order, starts, np.int64(index.size), np.int64(length)]
+    shape = Geometry(-(-(length + 1) // START_THREADS), START_THREADS)
+    device.launcher.launch(text(np.dtype(np.float32), index.dtype), "segment_starts", given, shape)
+    return index, order, starts
 
 
 def scatter_add(device: Any, x: Any, index: Any, axis: int, length: int) -> Any:
     """Zeros with each slice of `x` added at its `index` along `axis`, which has `length`."""
     xp = device.xp
     shape = (*x.shape[:axis], length, *x.shape[axis + index.ndim :])
-    before, width = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
-    if not x.size or not length:
-        return xp.zeros(shape, x.dtype)
     out = xp.empty(shape, x.dtype)
-    order, ends = _segments(xp, index.reshape(-1), length)
+    as_words(out).fill(0)
+    if not x.size or not out.size:
+        return out
+    before, width = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
+    index, order, starts = _segments(device, index, length)
+    blocks = -(-index.size // PIECE)
+    sums = (2 * (index.size // PIECE + 1), before * width)
+    partial = device.allocate(sums, compute_dtype(x.dtype), "workspace")
     sizes = [np.int64(n) for n in (before, index.size, length, width)]
-    given = [xp.ascontiguousarray(x), order, ends, out, *sizes]
-    device.launcher.launch(for_dtype(_SCATTER_ADD, x.dtype), "scatter_add", given, flat(out.size))
+    grid = Geometry(blocks, THREADS, layers=min(-(-before * width // THREADS), MOST_LAYERS))
+    code, run = text(x.dtype, index.dtype), device.launcher.launch
+    run(code, "scatter_pieces", [_contiguous(xp, x), index, order, starts, out, partial.data, *sizes], grid)
+    run(code, "scatter_finish", [index, order, starts, partial.data, out, *sizes], grid)
     return out
+
+
+def _contiguous(xp: Any, x: Any) -> Any:
+    """`x`, or a copy of it whose elements lie in order."""
+    return x if x.flags.c_contiguous else xp.ascontiguousarray(as_words(x)).view(x.dtype)
 
 
 def sources(device: Any, index: Any, length: int) -> tuple[Any, Any]:
     """For each place along an axis: whether an assignment to `index` writes it, and which of its rows does so last."""
     xp = device.xp
-    order, ends = _segments(xp, index.reshape(-1), length)
-    before = xp.concatenate([xp.zeros(1, np.int64), ends[:-1]])
-    written = ends > before
-    return written, xp.where(written, order[xp.maximum(ends - 1, 0)], 0)
+    if not index.size:
+        return xp.zeros(length, np.bool_), xp.zeros(length, np.int64)
+    _, order, starts = _segments(device, index, length)
+    written = starts[1:] > starts[:-1]
+    return written, xp.where(written, order[xp.maximum(starts[1:] - 1, 0)], 0)
 
 
 def recurrence(device: Any, a: Any, b: Any, axis: int, reverse: bool) -> Any:

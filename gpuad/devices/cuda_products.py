@@ -39,6 +39,20 @@ def linear(device: Any, a: Any, w: Any, out: Any) -> None:
     matmul(device, a, w.T, out)
 
 
+def linear_weight(device: Any, g: Any, a: Any, out: Any) -> None:
+    """out = the sum of g[r, :, None] * a[r, None, :] over all rows of g [..., n] and a [..., k]."""
+    rows = math.prod(g.shape[:-1])
+    matmul(device, _flat(device, g, rows).T, _flat(device, a, rows), out)
+
+
+def _flat(device: Any, x: Any, rows: int) -> Any:
+    """`x` as a matrix of `rows`; a copy where no strides give it."""
+    try:
+        return x.reshape(rows, x.shape[-1], copy=False)
+    except ValueError:
+        return device.xp.ascontiguousarray(as_words(x)).view(x.dtype).reshape(rows, x.shape[-1])
+
+
 def _as_rows(a: Any, b: Any, out: Any) -> tuple[Any, Any, Any]:
     """The operands; with all rows of `a` in one matrix, where one matrix `b` meets them and no copy is needed."""
     if a.ndim > 2 and b.ndim == 2:

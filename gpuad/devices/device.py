@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +127,13 @@ class Device(ABC):
         """What computes the losses of rows `x` under the head `weight`, a chunk of rows at a time, with its gradients.
 
         None where ordinary ops are to do it.
+        """
+        return None
+
+    def adam(self, dtypes: Iterable[DType]) -> Any:
+        """What takes a `step` of Adam over all parameters of these dtypes in one kernel.
+
+        None where fused kernels are to do it.
         """
         return None
 

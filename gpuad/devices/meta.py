@@ -6,7 +6,7 @@ the CPU; their contents must never be read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,14 @@ class Meta(Device):
         from . import cuda_head
 
         return cuda_head.Head(self) if cuda_head.takes(x, weight) else None
+
+    def adam(self, dtypes: Iterable[DType]) -> Any:
+        """That of the device it stands for, where it is for such parameters; it allocates, and writes nothing."""
+        if not self.like.startswith("cuda"):
+            return None
+        from . import cuda_optimizer
+
+        return cuda_optimizer.Adam(self) if cuda_optimizer.takes(dtypes) else None
 
     def from_device(self, array: Array, site: Site | None = None) -> Array:
         """An Array of the shape and dtype of `array`."""

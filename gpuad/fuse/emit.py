@@ -1,6 +1,6 @@
 """The text of a kernel: plain C++ that NVRTC compiles for a GPU and any C++ compiler for the CPU.
 
-    KERNEL multiply_sin_3f2a91b0(const float* in0, float s0, float* out0, int64 size ITEMS) {
+    FUSED multiply_sin_3f2a91b0(const float* in0, float s0, float* out0, int64 size ITEMS) {
         GROUPS(g, size) {
             const auto p0 = group(in0, g, size);
             auto q0 = results(out0, g);
@@ -567,7 +567,7 @@ class _Writer:
         name = self.name(code)
         return Emitted(
             self.header(name),
-            code.replace("KERNEL NAME", f"KERNEL {name}"),
+            code.replace("FUSED NAME", f"FUSED {name}"),
             tuple([Entry(stem.replace("NAME", name), parameters, n) for stem, parameters, _, n in functions]),
             self.by_rows,
             bool(self.reductions),
@@ -618,4 +618,4 @@ def ordered(parameters: dict[str, Parameter]) -> tuple[Parameter, ...]:
 def written(name: str, parameters: Sequence[Parameter], lines: Sequence[str]) -> str:
     """The text of one function."""
     declared = ", ".join(p.declaration for p in parameters)
-    return "\n".join([f"KERNEL {name}({declared} ITEMS) {{", *indented(lines), "}"]) + "\n"
+    return "\n".join([f"FUSED {name}({declared} ITEMS) {{", *indented(lines), "}"]) + "\n"

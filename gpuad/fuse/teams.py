@@ -1,5 +1,6 @@
 """How the loops of a kernel's text go over threads: on a GPU, and on a CPU.
 
+    FUSED              before an entry, which takes what it is to do in ITEMS
     GROUPS(g, n)       all threads share [0, n): each takes groups of WIDTH elements that begin at g
     LOOP(i, n)         all threads share [0, n), one by one
     TEAMS(r, n)        teams of threads share [0, n); on a CPU a team is one thread
@@ -56,6 +57,7 @@ CUDA_TEAMS = (
     _COMMON
     + f"constexpr int WAVE = {WAVE};"
     + """
+#define FUSED KERNEL __launch_bounds__(512)
 #define ITEMS
 #define MEMBER (blockIdx.y * int64(blockDim.x) + threadIdx.x)
 #define MEMBERS (gridDim.y * int64(blockDim.x))
@@ -173,7 +175,7 @@ template <typename T, typename Op> DEVICE Columns<T, Op> columns(T* partial, T* 
 
 template <typename T, typename Op> DEVICE T whole(const T* p, int64 n, Op op, T begin) {  // one block
     T v = begin;
-    for (int64 k = threadIdx.x; k < n; k += blockDim.x) v = op(v, p[k]);
+    _Pragma("unroll 4") for (int64 k = threadIdx.x; k < n; k += blockDim.x) v = op(v, p[k]);
     const T total = over_team(v, op, begin);
     return n ? total : T(begin + T(0));
 }
@@ -186,6 +188,7 @@ HOST_TEAMS = (
     + """
 union Slot { void* p; int64 i; double d; float f; uint64 u; bool b; };
 struct Items { int64 first, last; unsigned char* scratch; };  // of the outermost loop, and memory of this thread's own
+#define FUSED KERNEL
 #define ITEMS , const Items items
 #define VECTORS _Pragma("GCC ivdep")
 #define LOOP(i, n) VECTORS for (int64 i = items.first; i < items.last; ++i)

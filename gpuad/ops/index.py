@@ -61,24 +61,25 @@ def _scatter_infer(x: Any, index: Any, axis: int, length: int) -> Inferred:
 def _scatter_forward(xp: Any, x: Any, index: Any, axis: int, length: int) -> Any:
     """Adds in the order of the elements of `x`, one at a time: the bits depend on nothing else.
 
-    A GPU has its own (devices/cuda_index.py), which adds in the same order.
+    A GPU has its own (devices/cuda_index.py), which adds 64 at a time in that order, and then their sums.
     """
     shape, dtype = _scatter_infer(x, index, axis, length)
     before, width = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
     values = x.reshape(-1)
-    out = xp.zeros(before * length * width, dtype)
+    full = compute_dtype(dtype)
+    out = xp.zeros(before * length * width, full)
     if not values.size:
-        return out.reshape(shape)
+        return out.reshape(shape).astype(dtype, copy=False)
     starts = (xp.arange(before)[:, None] * length + index.reshape(-1)).reshape(-1) * width
     columns = xp.arange(width)
     rows = max(1, SCATTERED_AT_ONCE // width)
     for k in range(0, starts.size, rows):
         addresses = (starts[k : k + rows, None] + columns).reshape(-1)
-        xp.add.at(out, addresses, values[k * width : (k + rows) * width])
-    return out.reshape(shape)
+        xp.add.at(out, addresses, values[k * width : (k + rows) * width].astype(full, copy=False))
+    return out.reshape(shape).astype(dtype, copy=False)
 
 
-_scatter_add: Opaque = Opaque(
+scatter_add: Opaque = Opaque(
     "scatter_add",
     ("x", "index"),
     infer=_scatter_infer,
@@ -86,13 +87,8 @@ _scatter_add: Opaque = Opaque(
     vjp=(lambda g, index, axis: gather(g, index, axis=axis), None),
     jvp=(lambda t, index, axis, length: scatter_add(t, index, axis=axis, length=length), None),
     params=("axis", "length"),
+    doc="Zeros with each slice of `x` added at its `index` along `axis`, which has `length`; half types in float32.",
 )
-
-
-def scatter_add(x: Tensor, index: Tensor, *, axis: int, length: int) -> Tensor:
-    """Zeros with each slice of `x` added at its `index` along `axis`, which has `length`; half types in float32."""
-    return astype(_scatter_add(astype(x, compute_dtype(x.dtype)), index, axis=axis, length=length), x.dtype)
-
 
 # --- keys -------------------------------------------------------------------------------------
 

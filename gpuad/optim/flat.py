@@ -1,20 +1,26 @@
 """Flat: parameters of one kind side by side in one array, and the optimizer's state for them likewise.
 
 Each parameter is a view of its segment.  `replace` gives up every handle to the old arrays before the new ones are
-computed, so that the engine may write the new values over them where nobody else looks.
+computed, so that the engine may write the new values over them where nobody else looks; `writable` gives them to a
+kernel that writes over them, or copies where somebody does.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 from ..array import Array, describe
-from ..dtype import compute_dtype
+from ..devices.segments import Segments
+from ..dtype import HALVES, DType, compute_dtype
 from ..errors import DTypeError
-from ..fuse.plan import realize, realize_all
-from ..ops.compare import where
+from ..fuse.plan import exclusive, realize, realize_all
+from ..op.base import same_device
+from ..ops.compare import equal, where
+from ..ops.copying import copy
 from ..ops.create import full, zeros
 from ..ops.elementwise import square
 from ..ops.join import concat, stack
@@ -24,17 +30,33 @@ from ..tensor import Tensor
 
 
 class Flat:
-    """The `parameters`, all of one dtype and group, with `states` further arrays of the same length."""
+    """The `parameters`, all of one dtype and group, with `states` further arrays of the same length.
 
-    def __init__(self, parameters: list[Tensor], places: list[int], group: dict[str, Any], states: int) -> None:
+    `arrays` has the weights that a step starts from, and then each state.  The weights are the `values` of the
+    parameters themselves; of half types, with `master_weights`, float32 numbers of which the values are the rounding.
+    """
+
+    def __init__(
+        self, parameters: list[Tensor], places: list[int], group: dict[str, Any], states: int, master_weights: bool
+    ) -> None:
         self.parameters, self.places, self.group = parameters, places, group
         self.dtype, self.device = parameters[0].dtype, parameters[0].device
+        self.master = master_weights and self.dtype in HALVES
         self.steps = [0] * len(parameters)  # how often each has moved
         self.shapes = [p.shape for p in parameters]
-        size = sum(p.size for p in parameters)
-        state = [zeros(size, dtype=compute_dtype(self.dtype), device=self.device) for _ in range(states)]
+        self.sizes = [math.prod(shape) for shape in self.shapes]
+        self.starts = [0, *accumulate(self.sizes)][:-1]
+        self.loaded = False  # have weights come that may not fit the values?
+        state = [zeros(sum(self.sizes), dtype=self.full, device=self.device) for _ in range(states)]
         realize_all([s.array for s in state])
-        self._hold([self._values(), *[s.array for s in state]])
+        values = self._values()
+        weights = realize(astype(Tensor(values), self.full).array) if self.master else values
+        self._hold([weights, *[s.array for s in state]], values)
+
+    @property
+    def full(self) -> DType:
+        """The dtype that a step is computed in."""
+        return compute_dtype(self.dtype)
 
     def _values(self) -> Array:
         """The values of the parameters, gathered in new memory."""
@@ -46,32 +68,63 @@ class Flat:
                 )
         return realize(concat([reshape(p.detach(), -1) for p in self.parameters]).array)
 
-    def _hold(self, arrays: list[Array]) -> None:
-        """Keep `arrays`, the values and then each state, and make the parameters views of the values."""
+    def _hold(self, arrays: list[Array], values: Array | None) -> None:
+        """Keep `arrays`, and make the parameters views of `values`, or of the weights if these are not computed."""
+        if values is None or values.op is not None:
+            values = realize(self.rounded(Tensor(arrays[0])).array)
         self.arrays = arrays
-        self.views = self.segments(arrays[0])
+        self.values: Array | None = values
+        self.views = self.segments(values)
         for p, view in zip(self.parameters, self.views, strict=True):
             p.data = view
 
+    def release(self) -> None:
+        """Have the parameters look at nothing, till `_hold`."""
+        self.views = []
+        for p in self.parameters:
+            p.data = None
+
+    def rounded(self, weights: Tensor) -> Tensor:
+        """The values that parameters of these weights have."""
+        return astype(weights, self.dtype) if self.master else weights
+
     def segments(self, array: Array) -> list[Array]:
         """The part of the flat `array` that belongs to each parameter, in its shape: views."""
-        parts, start = [], 0
-        for shape in self.shapes:
-            stop = start + math.prod(shape)
-            parts.append(self.device.view(array, array.data[start:stop].reshape(shape), array.site))
-            start = stop
-        return parts
+        return [
+            self.device.view(array, array.data[start : start + size].reshape(shape), array.site)
+            for start, size, shape in zip(self.starts, self.sizes, self.shapes, strict=True)
+        ]
 
     def follow(self) -> None:
-        """Gather the values again if a parameter was given other ones, by `load_state_dict` or `copy_`, say."""
-        if any(p.data is not view for p, view in zip(self.parameters, self.views, strict=True)):
-            self._hold([self._values(), *self.arrays[1:]])
+        """Gather the values again if a parameter was given other ones, by `load_state_dict` or `copy_`, say.
 
-    def load(self, states: Sequence[Sequence[Tensor]], steps: list[int]) -> None:
-        """Take over `states`, each a list with a tensor for each parameter, and the numbers of steps."""
-        flat = [concat([reshape(x, -1) for x in state]).to(compute_dtype(self.dtype)) for state in states]
-        new = [realize(x.to(self.device).array) for x in flat]
-        self.arrays, self.steps = [self.arrays[0], *new], steps
+        A master weight stays where it rounds to the value: what is loaded first, it or the value, makes no difference.
+        """
+        if not self.loaded and all(p.data is view for p, view in zip(self.parameters, self.views, strict=True)):
+            return
+        weights = values = self._values()
+        if self.master:
+            old, new = Tensor(self.arrays[0]), Tensor(values)
+            weights = realize(where(equal(self.rounded(old), new), old, astype(new, self.full)).array)
+        self._hold([weights, *self.arrays[1:]], values)
+        self.loaded = False
+
+    def load(self, states: Sequence[Sequence[Tensor]], master: Sequence[Tensor | None], steps: list[int]) -> None:
+        """Take over `states`, each a list with a tensor for each parameter, and the numbers of steps.
+
+        Where there is no master weight the value is one.
+        """
+        weights = self.arrays[0]
+        if self.master:
+            given = [p.detach() if x is None else x for p, x in zip(self.parameters, master, strict=True)]
+            weights = self._gathered(given)
+            self.loaded = True
+        self.arrays, self.steps = [weights, *[self._gathered(state) for state in states]], steps
+
+    def _gathered(self, parts: Sequence[Tensor]) -> Array:
+        """`parts` side by side, as a state is kept."""
+        flat: Tensor = concat([reshape(x, -1) for x in parts]).to(self.full)
+        return realize(flat.to(self.device).array)
 
     def gradient(self, gradients: Sequence[Tensor | None]) -> Tensor:
         """The gradients of the parameters, side by side; 0 where there is none."""
@@ -84,6 +137,24 @@ class Flat:
             for p, g in zip(self.parameters, gradients, strict=True)
         ]
         return astype(concat(parts), compute_dtype(self.dtype))
+
+    def moving(self, gradients: Sequence[Array | None], options: Callable[[int], tuple[float, ...]]) -> Segments:
+        """The parameters that have gradients, with what `options` gives for the step that each takes."""
+        weights, m, v = self.arrays
+        values = self.values if self.master else weights
+        assert values is not None
+        chosen = [k for k, (g, size) in enumerate(zip(gradients, self.sizes, strict=True)) if g is not None and size]
+        kinds = {n: kind for kind, n in enumerate(dict.fromkeys(self.steps[k] + 1 for k in chosen))}
+        return Segments(
+            values,
+            weights if self.master else None,
+            m,
+            v,
+            [self.starts[k] for k in chosen],
+            [g for g in gradients if g is not None and g.size],
+            [kinds[self.steps[k] + 1] for k in chosen],
+            [options(n) for n in kinds],
+        )
 
     def spread(self, values: Sequence[bool | float]) -> Any:
         """One value for each parameter: itself if they are all the same, else a tensor that repeats each."""
@@ -120,15 +191,15 @@ def replace(flats: Sequence[Flat], changed: Sequence[Sequence[Tensor]]) -> None:
     What is not computed, because of an exception, keeps its old value.
     """
     new = [[x.array for x in arrays] for arrays in changed]
+    values = [flat.rounded(arrays[0]).array for flat, arrays in zip(flats, changed, strict=True)]
     for flat in flats:
-        flat.arrays, flat.views = [], []
-        for p in flat.parameters:
-            p.data = None
+        flat.release()
+        flat.arrays, flat.values = [], None
     try:
-        realize_all([array for arrays in new for array in arrays])
+        realize_all([array for arrays in new for array in arrays] + values)
     finally:
-        for flat, arrays in zip(flats, new, strict=True):
-            flat._hold([_origin(array) for array in arrays])
+        for flat, arrays, rounded in zip(flats, new, values, strict=True):
+            flat._hold([_origin(array) for array in arrays], rounded)
 
 
 def _origin(array: Array) -> Array:
@@ -138,6 +209,45 @@ def _origin(array: Array) -> Array:
         assert isinstance(first, Array)
         array = first
     return array
+
+
+@contextmanager
+def writable(flats: Sequence[Flat]) -> Iterator[None]:
+    """Have the memory of each flat to itself inside the block, for a kernel that writes over arrays and values."""
+    for flat in flats:
+        flat.release()
+    try:
+        for flat in flats:
+            array = flat.values
+            if not flat.master:
+                flat.values = None  # they are the weights
+            elif array is not None and not exclusive(array, 2):  # for us: the attribute and this variable
+                flat.values = _copied(array)
+            for k in range(len(flat.arrays)):
+                array = flat.arrays[k]
+                if not exclusive(array, 2):
+                    flat.arrays[k] = _copied(array)
+            del array
+        yield
+    finally:
+        for flat in flats:
+            flat._hold(flat.arrays, flat.values)
+
+
+def _copied(array: Array) -> Array:
+    return realize(copy(Tensor(array)).array)
+
+
+def collected(flat: Flat, gradients: Sequence[Tensor | None]) -> list[Array | None]:
+    """The gradients of the parameters as a kernel reads them: contiguous, of their dtype.  They may be pending."""
+    found: list[Array | None] = []
+    for g in gradients:
+        if g is not None:
+            same_device("step", [flat.arrays[0], g.array])
+            g = astype(g, flat.dtype)
+            g = g if g.array.op is not None or g.array.data.flags.c_contiguous else copy(g)
+        found.append(None if g is None else g.array)
+    return found
 
 
 def norm_of(gradients: Sequence[Tensor]) -> Tensor:
@@ -155,4 +265,4 @@ def limit(norm: Tensor, max_norm: float) -> Tensor:
     return result
 
 
-__all__ = ["Flat", "Weigh", "limit", "norm_of", "replace"]
+__all__ = ["Flat", "Weigh", "collected", "limit", "norm_of", "replace", "writable"]

@@ -6,7 +6,6 @@ The kernel writes where it reads, by itself: the engine gives a result the memor
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from weakref import ref
@@ -22,7 +21,6 @@ from ..errors import DataError, DeviceError, DTypeError, GradientError, NonFinit
 from ..fuse.plan import realize, realize_all
 from ..nn.module import Module
 from ..ops.compare import isfinite, logical_not, where
-from ..ops.elementwise import sqrt, square
 from ..ops.reduce import sum as sum_
 from ..provenance import describe as describe_site
 from ..provenance import here
@@ -31,6 +29,7 @@ from ..trace import no_grad
 from .flat import Flat, Weigh, limit, norm_of, replace
 
 Group = dict[str, Any]
+Refuse = Callable[[int], Exception]
 
 
 class Optimizer:
@@ -38,6 +37,9 @@ class Optimizer:
 
     `params` are tensors, or dicts of options with tensors under "params".  `no_decay(parameter)` is True for those
     that weight decay leaves alone; `max_grad_norm` bounds the norm of all gradients together.
+
+    With `master_weights` parameters of half types have float32 weights beside them, which take the steps; the
+    parameters are these, rounded.  Without, a step that is too small to be seen in a half type is lost.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Optimizer:
         state: tuple[str, ...],
         no_decay: Callable[[Tensor], bool] | None,
         max_grad_norm: float | None,
+        master_weights: bool,
     ) -> None:
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise DataError(f"max_grad_norm= is a positive number or None, got {max_grad_norm}")
@@ -60,10 +63,12 @@ class Optimizer:
             kinds: dict[DType, list[Tensor]] = {}
             for p in group["params"]:
                 kinds.setdefault(p.dtype, []).append(p)
-            self._flats += [Flat(ps, [place[id(p)] for p in ps], group, len(state)) for ps in kinds.values()]
+            self._flats += [
+                Flat(ps, [place[id(p)] for p in ps], group, len(state), master_weights) for ps in kinds.values()
+            ]
 
     def rule(self, flat: Flat, weigh: Weigh, g: Tensor, p: Tensor, *state: Tensor) -> list[Tensor]:
-        """The new values and states, each written as the old one changed: `[p - ..., m + ...]`."""
+        """The new weights and states, each written as the old one changed: `[p - ..., m + ...]`."""
         raise NotImplementedError
 
     # --- stepping ---------------------------------------------------------------------------
@@ -91,35 +96,48 @@ class Optimizer:
         flats = [flat for flat in self._flats if any(gradients[k] is not None for k in flat.places)]
         if not flats:
             return
-        device = flats[0].device
+        called = f"{name}()" if flats[0].device.waits else f"{name}() at {describe_site(here())}"
+        refuse, undo = _refusal(self.parameters, gradients, called), _undoing(flats)
         with no_grad():
             for flat in flats:
                 flat.follow()
-            collected = [flat.gradient([gradients[k] for k in flat.places]) for flat in flats]
-            norm = norm_of(collected)
-            realize(norm.array)
-            whole = isfinite(norm)
-            clear = device.all_clear()
-            finite = whole if clear is None else whole & Tensor(clear)
-            factor = 1.0 if self.max_grad_norm is None else limit(norm, self.max_grad_norm)
-            # before the rest: what is pending above them would be too deep for one kernel
-            realize_all([x.array for x in (whole, finite, factor) if isinstance(x, Tensor)])
-            changed = []
-            for flat, g in zip(flats, collected, strict=True):
-                weigh = Weigh(flat, [gradients[k] is not None for k in flat.places], finite)
-                g = where(finite, g * factor if isinstance(factor, Tensor) else g, 0)
-                changed.append(self.rule(flat, weigh, g, *map(Tensor, flat.arrays)))
-            replace(flats, changed)
-        device.check_true(
-            whole.array,
-            NON_FINITE,
-            _refusal(
-                self.parameters, gradients, f"{name}()" if device.waits else f"{name}() at {describe_site(here())}"
-            ),
-            _undoing(flats),
-        )
+            if not self._stepped_at_once(flats, gradients, refuse, undo):
+                self._step_by_rule(flats, gradients, refuse, undo)
         for flat in flats:
             flat.steps = [n + (gradients[k] is not None) for n, k in zip(flat.steps, flat.places, strict=True)]
+
+    def _stepped_at_once(
+        self, flats: list[Flat], gradients: list[Tensor | None], refuse: Refuse, undo: Callable[[], None]
+    ) -> bool:
+        """Take the step in a kernel of the device for it, if it has one; whether it has."""
+        return False
+
+    def _step_by_rule(
+        self, flats: list[Flat], gradients: list[Tensor | None], refuse: Refuse, undo: Callable[[], None]
+    ) -> None:
+        """Take the step in fused kernels."""
+        device = flats[0].device
+        sides = [flat.gradient([gradients[k] for k in flat.places]) for flat in flats]
+        norm = norm_of(sides)
+        realize(norm.array)
+        whole = isfinite(norm)
+        clear = device.all_clear()
+        finite = whole if clear is None else whole & Tensor(clear)
+        factor = 1.0 if self.max_grad_norm is None else limit(norm, self.max_grad_norm)
+        # before the rest: what is pending above them would be too deep for one kernel
+        realize_all([x.array for x in (whole, finite, factor) if isinstance(x, Tensor)])
+        changed = []
+        for flat, g in zip(flats, sides, strict=True):
+            weigh = Weigh(flat, [gradients[k] is not None for k in flat.places], finite)
+            g = where(finite, g * factor if isinstance(factor, Tensor) else g, 0)
+            changed.append(self._changed(flat, weigh, g))
+        replace(flats, changed)
+        device.check_true(whole.array, NON_FINITE, refuse, undo)
+
+    def _changed(self, flat: Flat, weigh: Weigh, g: Tensor) -> list[Tensor]:
+        """What `rule` gives, the weights in the dtype they have."""
+        weights, *state = self.rule(flat, weigh, g, *map(Tensor, flat.arrays))
+        return [weights.to(flat.arrays[0].dtype), *state]
 
     def _ordered(self, gradients: Any) -> list[Tensor | None]:
         """The gradients in the order of `self.parameters`, checked."""
@@ -164,11 +182,13 @@ class Optimizer:
     def state_dict(self) -> dict[str, Tensor]:
         """{"m.<name>": ..., "step.<name>": ..., "group.0.lr": ...}: all that `load_state_dict` needs, as tensors.
 
-        A parameter without a name, or with one that is not its own, has its number.
+        A parameter without a name, or with one that is not its own, has its number.  Master weights are
+        "master.<name>".
         """
         keys, found = self._keys(), {}
         for flat in self._flats:
-            for name, array in zip(self.state, flat.arrays[1:], strict=True):
+            named = [*zip(self.state, flat.arrays[1:], strict=True), *([("master", flat.arrays[0])] * flat.master)]
+            for name, array in named:
                 for k, view in zip(flat.places, flat.segments(array), strict=True):
                     found[f"{name}.{keys[k]}"] = Tensor(view)
             for k, n in zip(flat.places, flat.steps, strict=True):
@@ -179,15 +199,20 @@ class Optimizer:
         return found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict()` of such an optimizer gave.  Nothing changes if there is an error."""
+        """Take over what `state_dict()` of such an optimizer gave.  Nothing changes if there is an error.
+
+        Master weights that are missing start from the values; so do those that do not round to them when a step comes.
+        """
         keys = self._keys()
+        masters = {f"master.{keys[k]}" for flat in self._flats if flat.master for k in flat.places}
         shapes: dict[str, tuple[int, ...]] = {}
         for k, p in enumerate(self.parameters):
-            shapes |= {f"{name}.{keys[k]}": p.shape for name in self.state} | {f"step.{keys[k]}": ()}
+            names = [*self.state, "master"] if f"master.{keys[k]}" in masters else self.state
+            shapes |= {f"{name}.{keys[k]}": p.shape for name in names} | {f"step.{keys[k]}": ()}
         for i, group in enumerate(self.param_groups):
             shapes |= {f"group.{i}.{n}": (len(v),) if isinstance(v, tuple) else () for n, v in _options(group)}
         given = {name: as_operand(x).detach() for name, x in state.items()}
-        wrong = [f"{name} is missing" for name in shapes if name not in given]
+        wrong = [f"{name} is missing" for name in shapes if name not in given and name not in masters]
         wrong += [f"{name} is not in this {type(self).__name__}" for name in given if name not in shapes]
         wrong += [
             f"{name} should have the shape {shapes[name]}, got {describe(x)}"
@@ -198,7 +223,8 @@ class Optimizer:
             raise DataError("load_state_dict() changed nothing, because\n  " + "\n  ".join(wrong))
         for flat in self._flats:
             states = [[given[f"{name}.{keys[k]}"] for k in flat.places] for name in self.state]
-            flat.load(states, [given[f"step.{keys[k]}"].item() for k in flat.places])
+            master = [given.get(f"master.{keys[k]}") for k in flat.places]
+            flat.load(states, master, [given[f"step.{keys[k]}"].item() for k in flat.places])
         for i, group in enumerate(self.param_groups):
             for name, value in _options(group):
                 new = given[f"group.{i}.{name}"].tolist()
@@ -213,94 +239,7 @@ class Optimizer:
         return f"{type(self).__name__}(\n" + "\n".join(lines) + "\n)"
 
 
-# --- the rules --------------------------------------------------------------------------------
-
-
-class SGD(Optimizer):
-    """p - lr * g, where g may be smoothed by momentum; weight decay is added to the gradient."""
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        *,
-        momentum: float = 0.0,
-        nesterov: bool = False,
-        weight_decay: float = 0.0,
-        no_decay: Callable[[Tensor], bool] | None = None,
-        max_grad_norm: float | None = None,
-    ) -> None:
-        if nesterov and not momentum:
-            raise DataError("nesterov looks ahead along the momentum, which is 0; set momentum=0.9, say")
-        options = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-        super().__init__(params, options, ("momentum",) if momentum else (), no_decay, max_grad_norm)
-
-    def rule(self, flat: Flat, weigh: Weigh, g: Tensor, p: Tensor, *state: Tensor) -> list[Tensor]:
-        """As in PyTorch, without dampening."""
-        o = flat.group
-        if o["weight_decay"]:
-            g = g + weigh(o["weight_decay"]) * p
-        if not state:
-            return [(p - weigh(o["lr"]) * g).to(flat.dtype)]
-        momentum = weigh(o["momentum"], 1.0)
-        velocity = state[0] * momentum + g
-        direction = g + momentum * velocity if o["nesterov"] else velocity
-        return [(p - weigh(o["lr"]) * direction).to(flat.dtype), velocity]
-
-
-class Adam(Optimizer):
-    """Steps along the mean gradient over the root of the mean square; weight decay is added to the gradient."""
-
-    decoupled = False
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        *,
-        no_decay: Callable[[Tensor], bool] | None = None,
-        max_grad_norm: float | None = None,
-    ) -> None:
-        if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1 and eps > 0):
-            raise DataError(f"{type(self).__name__}() needs betas from 0 to below 1 and eps > 0, got {betas} and {eps}")
-        options = {"lr": lr, "betas": (betas[0], betas[1]), "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, options, ("m", "v"), no_decay, max_grad_norm)
-
-    def rule(self, flat: Flat, weigh: Weigh, g: Tensor, p: Tensor, *state: Tensor) -> list[Tensor]:
-        """As in PyTorch: the corrections for the bias of m and v are in the size of the step."""
-        (m, v), o = state, flat.group
-        (b1, b2), lr, decay = o["betas"], o["lr"], o["weight_decay"]
-        if decay and not self.decoupled:
-            g = g + weigh(decay) * p
-        m = m + weigh(1 - b1) * (g - m)
-        v = v * weigh(b2, 1.0) + weigh(1 - b2) * square(g)
-        size = flat.by_step(lambda n: lr / (1 - b1**n))
-        root = flat.by_step(lambda n: math.sqrt(1 - b2**n))
-        if decay and self.decoupled:
-            p = p * weigh(1 - lr * decay, 1.0)
-        return [(p - weigh(size) * (m / (sqrt(v) / root + o["eps"]))).to(flat.dtype), m, v]
-
-
-class AdamW(Adam):
-    """Adam, with weight decay that shrinks the parameters themselves."""
-
-    decoupled = True
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-        *,
-        no_decay: Callable[[Tensor], bool] | None = None,
-        max_grad_norm: float | None = None,
-    ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, no_decay=no_decay, max_grad_norm=max_grad_norm)
+# --- clipping ---------------------------------------------------------------------------------
 
 
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
@@ -424,4 +363,4 @@ def _undoing(flats: list[Flat]) -> Callable[[], None]:
     return undo
 
 
-__all__ = ["Adam", "AdamW", "Optimizer", "SGD", "clip_grad_norm"]
+__all__ = ["Group", "Optimizer", "Refuse", "clip_grad_norm"]
