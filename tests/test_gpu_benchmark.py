@@ -49,7 +49,7 @@ def run(command, out, *options, worker=None, **settings):
 
 @pytest.fixture(scope="module")
 def document(command, tmp_path_factory):
-    words = "copy,matmul,gelu,softmax,sum over rows,cross_entropy,layer_norm,dropout,MLP"
+    words = "copy,matmul,gelu,softmax,sum over rows,cross_entropy,layer_norm,dropout,MLP,GPT"
     return run(command, tmp_path_factory.mktemp("gpu") / "gpu.json", "--libraries", "gpuad", "--cases", words)
 
 
@@ -62,7 +62,7 @@ def test_every_case_is_compared_with_float64_and_timed(document):
         assert 0 <= r["difference"] < 2e-2 and r["median_ms"] > 0 and r["rounds"] >= 5
     rates = [r for r in results if r["gbs"] is not None and not r.get("tflops")]
     assert {r["name"] for r in results} - {r["name"] for r in rates} == {
-        *(r["name"] for r in results if r["name"].startswith("matmul")),
+        *(r["name"] for r in results if r["name"].startswith(("matmul", "GPT"))),
         "MLP 784-256-128-10, batch 128, Adam",
     }
     copy = next(r for r in results if r["name"] == report.COPY)
