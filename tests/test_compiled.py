@@ -31,7 +31,8 @@ def runs(monkeypatch):
     log = []
     for module, name in ((compiled, "compiled"), (host, "numpy")):
         run = module.run
-        monkeypatch.setattr(module, "run", lambda k, run=run, name=name: (log.append(name), run(k))[1])
+        watched = lambda k, *rest, run=run, name=name: (log.append(name), run(k, *rest))[1]
+        monkeypatch.setattr(module, "run", watched)
     return log
 
 
@@ -50,9 +51,9 @@ def test_functions_of_one_value_a_row_are_compiled_wherever_they_stand(runs):
     total.numpy()
     gpuad.log(total).numpy()  # alone
     y = gpuad.log(gpuad.sum(x * x, axis=-1, keepdims=True)) * x
-    y.numpy()  # in a kernel over rows
+    y.numpy()  # by a function that a kernel of NumPy's calls
     (total * 2).numpy()  # exact in both engines
-    assert runs == ["numpy", "compiled", "compiled", "numpy"]
+    assert runs == ["numpy", "compiled", "numpy", "numpy"]
 
 
 def test_the_setting_is_checked():
@@ -170,6 +171,73 @@ def _any_library(text, *options, library=compiler.library):
     return library(text, "-O1", *options)  # many small kernels: the compiler's time counts
 
 
+@pytest.mark.parametrize("shape", [(64, 20000), (4, 300000), (3, 4097)])
+def test_a_total_of_wide_rows_is_apart_from_what_reduces_them(shape):
+    x = tensor(*shape)
+    total, rows = gpuad.sum(x), gpuad.sum(x, axis=-1, keepdims=True)
+    gpuad.fuse.plan.realize_all([total.array, rows.array])
+    exact = x.numpy().astype(np.float64)
+    np.testing.assert_allclose(rows.numpy(), exact.sum(-1, keepdims=True), atol=1e-2)
+    np.testing.assert_allclose(total.numpy(), exact.sum(), atol=1e-1)
+    w, z = tensor(*shape).requires_grad_(), gpuad.asarray(np.full((shape[0], 1), 2, np.float32))
+    loss = gpuad.sum(gpuad.pow(w, z))
+    loss.backward()
+    np.testing.assert_allclose(w.grad.numpy(), 2 * w.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(loss.numpy(), (exact**2).sum(), rtol=1e-5)
+
+
+def test_counting_by_fractions_is_not_counting_by_integers():
+    for first, last, step in ((0, 20000, 1), (0.5, 20000, 1), (0, 1, 0.00005), (0.0, 10000.0, 1)):
+        got = gpuad.arange(first, last, step, dtype="float64").numpy()
+        np.testing.assert_allclose(got, np.arange(first, last, step), rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(30, 50), (100, 200), (9000, 1), (30, 1)])
+def test_functions_of_rows_leave_the_bits_of_small_kernels_alone(shape):
+    def program(stepwise):
+        x = tensor(*shape, seed=1)
+        p = gpuad.exp(x)
+        square = gpuad.square(x)
+        rows = gpuad.sum(square, axis=-1, keepdims=True)
+        logs = gpuad.log(rows)
+        y = p * logs
+        total = gpuad.sum(logs)
+        for t in (p, square, rows, logs, y) if stepwise else ():
+            t.numpy()
+        return y.numpy(), total.numpy()
+
+    for fused, steps in zip(program(False), program(True), strict=True):
+        assert fused.tobytes() == steps.tobytes()
+
+
+def test_arrays_in_records_are_read_where_they_lie():
+    records = np.zeros(20000, dtype=[("a", "u1"), ("b", "<f4"), ("c", "u1")])
+    records["b"] = np.arange(20000)
+    x = gpuad.asarray(records["b"], copy=False)
+    np.testing.assert_array_equal((x * 2).numpy(), np.arange(20000) * 2.0)
+    raw = np.zeros(80001, np.uint8)[1:].view(np.float32)
+    raw[:] = np.arange(20000)
+    np.testing.assert_array_equal((gpuad.asarray(raw, copy=False) * 2).numpy(), np.arange(20000) * 2.0)
+
+
+def test_a_scalar_beyond_the_dtype_is_infinite_in_silence():
+    y = (gpuad.ones((100, 100)) * 1e300).numpy()
+    assert np.isinf(y).all()
+
+
+def test_rows_of_floats_and_doubles_lie_aligned_in_scratch():
+    x = tensor(3001, 7)
+    e = gpuad.exp(x)
+    y = e / gpuad.sum(gpuad.astype(e, "float64") * 1.5, axis=-1, keepdims=True)
+    exact = np.exp(x.numpy().astype(np.float64))
+    np.testing.assert_allclose(y.numpy(), exact / (exact * 1.5).sum(-1, keepdims=True), rtol=1e-6)
+
+
+def test_one_very_long_row_is_summed():
+    x = gpuad.ones((1, 30_000_000))
+    assert gpuad.sum(x, axis=-1).item() == 3e7
+
+
 # --- threads ------------------------------------------------------------------------------------
 
 
@@ -284,6 +352,33 @@ def test_a_kernel_that_the_compiler_refuses_runs_with_numpy(monkeypatch):
     with pytest.warns(RuntimeWarning, match="a kernel runs with NumPy, which is slower: no"):
         y = (gpuad.expm1(x) + gpuad.log1p(gpuad.abs(x))).numpy()
     np.testing.assert_allclose(y, np.expm1(x.numpy()) + np.log1p(np.abs(x.numpy())), rtol=1e-6)
+
+
+def test_a_compiler_that_was_killed_is_asked_again(monkeypatch):
+    def killed(*_):
+        raise compiler.CompilerError("killed", passing=True)
+
+    run = lambda: (gpuad.log1p(gpuad.abs(tensor(91, 103))) * 3).numpy()
+    with monkeypatch.context() as patch, pytest.warns(RuntimeWarning, match="killed"):
+        patch.setattr(compiled, "library", killed)
+        run()
+    run()  # without a warning
+
+
+def test_a_folder_that_cannot_be_used_is_replaced_by_a_temporary_one(own_cache, monkeypatch):
+    compiler.library(TEXT % 7)
+    compile_to = compiler.compile_to
+
+    def full(path, *rest):
+        if path.parent == own_cache:
+            raise OSError(28, "No space left on device")
+        compile_to(path, *rest)
+
+    monkeypatch.setattr(compiler, "compile_to", full)
+    assert compiler.library(TEXT % 8).answer() == 8
+    monkeypatch.setattr(compiler, "compile_to", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(compiler.CompilerError, match="no compiled kernel can be kept or loaded"):
+        compiler.library(TEXT % 9)
 
 
 def test_no_shell_sees_the_compilers_name(monkeypatch, tmp_path):

@@ -183,9 +183,9 @@ def test_reference_networks_are_those_of_gpuad():
     weights = {name: p.numpy() for name, p in model.named_parameters()}
     gradients = {name: p.grad.numpy() for name, p in model.named_parameters()}
     of_loss, of_slope = networks.gpt_differences(weights, tokens, sizes, loss.item(), gradients)
-    assert of_loss < 1e-9 and of_slope < 1e-4
+    assert of_loss < 1e-9 and of_slope < 1e-3
     gradients["blocks.0.up.weight"] = 2 * gradients["blocks.0.up.weight"] + 0.1
-    assert networks.gpt_differences(weights, tokens, sizes, loss.item(), gradients)[1] > 1e-4
+    assert networks.gpt_differences(weights, tokens, sizes, loss.item(), gradients)[1] > 1e-2
 
 
 def test_pytorch_computes_what_the_references_do(torch):

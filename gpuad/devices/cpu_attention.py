@@ -58,7 +58,7 @@ def _run(entry: str, items: int, arrays: tuple[Any, ...], lse: Any, causal: bool
         words += [s // x.itemsize for s in x.strides[:3]]
     slots = bytearray(struct.pack(f"{len(words)}q", *words))
     struct.pack_into("d", slots, 6 * 8, scale)
-    place = ctypes.addressof((ctypes.c_char * len(slots)).from_buffer(slots))
+    place = ctypes.addressof(ctypes.c_char.from_buffer(slots))
     threads.run(_address(entry, q.dtype.name), place, items, 1, 0, threads.count())
 
 

@@ -21,6 +21,7 @@ from .launch import Emitted, Entry, Parameter, arguments, value_of
 from .prelude import HOST_PRELUDE, c_name
 
 GRAIN = 32768  # elements that a thread takes at a time, or one row or chunk if that has more
+KEPT = 1 << 20  # bytes of partial results that a program keeps; more are allocated for each run
 DRAWN = 16  # elements of a group for which random numbers are drawn together: one block has 16 of 16 bits
 ALONE = 1 << 18  # element operations up to which one thread does not call the others
 FLOAT32: DType = np.dtype(np.float32)
@@ -43,6 +44,8 @@ def run(kernel: Kernel) -> None:
         try:
             program = Program(kernel)
         except CompilerError as error:
+            if error.passing:
+                raise
             program = error
         _programs[key] = program
     if isinstance(program, CompilerError):  # each time, without asking the compiler again
@@ -58,7 +61,9 @@ class Program:
         addresses = _functions.get(emitted.code)
         if addresses is None:
             addresses = _functions[emitted.code] = _compiled(emitted)
-        memory = [np.empty(n, dtype) for n, dtype in emitted.partial_sizes(kernel)]
+        self.partials = emitted.partial_sizes(kernel)
+        memory = [np.empty(n, dtype) for n, dtype in self.partials]
+        self.keeps = sum(m.nbytes for m in memory) <= KEPT
         work = kernel.rows * kernel.cols * (1 + len(kernel.nodes))
         many = threads.count() if work > ALONE else 1
         scratch = emitted.scratch_bytes(kernel.cols, shared=False)
@@ -72,8 +77,9 @@ class Program:
 
     def run(self, kernel: Kernel) -> None:
         """Compute the results of `kernel`, which has this structure."""
+        memory = None if self.keeps else [np.empty(n, dtype) for n, dtype in self.partials]
         for call in self.calls:
-            call(kernel)
+            call(kernel, memory)
 
 
 def _without_partials(kernel: Kernel, entries: tuple[Entry, ...]) -> tuple[Parameter, ...]:
@@ -89,9 +95,10 @@ class Call:
         self, address: int, entry: Entry, emitted: Emitted, kernel: Kernel, memory: list[Any], many: int, scratch: int
     ) -> None:
         self.address, self.threads, self.scratch, self.memory = address, many, scratch, memory
+        self.partials: list[tuple[int, int]] = []
         slots = bytearray(8 * len(entry.parameters))
         self.words, self.floats = memoryview(slots).cast("q"), memoryview(slots).cast("f")
-        self.place = ctypes.addressof((ctypes.c_char * len(slots)).from_buffer(slots)) if slots else 0
+        self.place = ctypes.addressof(ctypes.c_char.from_buffer(slots)) if slots else 0
         self.leaves: list[tuple[int, int]] = []
         self.outputs: list[tuple[int, int]] = []
         self.scalars: list[tuple[int, Parameter]] = []
@@ -103,7 +110,8 @@ class Call:
                 self.outputs.append((slot, p.index))
             elif p.kind in ("scalar", "param"):
                 self.scalars.append((slot, p))
-            elif isinstance(value, np.ndarray):
+            elif p.kind in ("partial", "partials"):
+                self.partials.append((slot, p.index))
                 self.words[slot] = value.ctypes.data
             else:
                 self.words[slot] = int(value)
@@ -112,12 +120,16 @@ class Call:
         each = {"size": 1, "rows": kernel.cols, "chunks": kernel.rows * kernel.cols // max(lengths["chunks"], 1)}
         self.grain = max(1, GRAIN // max(each.get(entry.items, 1), 1))
 
-    def __call__(self, kernel: Kernel) -> None:
+    def __call__(self, kernel: Kernel, memory: list[Any] | None) -> None:
         words, leaves, results = self.words, kernel.leaves, kernel.results
         for slot, k in self.leaves:
             words[slot] = leaves[k].data.__array_interface__["data"][0]
         for slot, k in self.outputs:
             words[slot] = results[k].__array_interface__["data"][0]
+        if memory is not None:
+            self.memory = []  # what the slots were made with
+            for slot, k in self.partials:
+                words[slot] = memory[k].ctypes.data
         for slot, p in self.scalars:
             self._scalar(slot, p, kernel)
         threads.run(self.address, self.place, self.items, self.grain, self.scratch, self.threads)

@@ -7,6 +7,7 @@ under a temporary name and renamed, so that an interrupted or a second process n
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import hashlib
@@ -26,7 +27,14 @@ CANDIDATES = ("g++", "c++", "clang++")
 
 
 class CompilerError(Exception):
-    """The compiler is missing, or refuses; the message says what it said."""
+    """The compiler is missing, or refuses; the message says what it said.
+
+    `passing` where it may do better the next time: it was killed, or the disk was full.
+    """
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
 
 
 @functools.cache
@@ -77,7 +85,7 @@ def cache() -> Path:
             return folder
     except OSError:
         pass
-    return _temporary()
+    return temporary(os.getpid())
 
 
 def _is_ours(path: Path) -> bool:
@@ -88,24 +96,38 @@ def _is_ours(path: Path) -> bool:
 
 
 @functools.cache
-def _temporary() -> Path:
-    _temporary_owner.append(tempfile.TemporaryDirectory(prefix="gpuad-"))
-    return Path(_temporary_owner[-1].name)
+def temporary(process: int) -> Path:
+    """A directory that goes when the process does that made it, and not when a child of it ends."""
+    folder = Path(tempfile.mkdtemp(prefix="gpuad-"))
+    atexit.register(_remove, folder, process)
+    return folder
 
 
-_temporary_owner: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process ends
+def _remove(folder: Path, process: int) -> None:
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def library(text: str, *options: str) -> ctypes.CDLL:
     """The library made of `text`, compiled now unless it was before.  Raises a CompilerError."""
     given = (*flags(), *options)
     key = hashlib.sha256("\0".join((identity(), *given, text)).encode()).hexdigest()[:32]
-    path = cache() / f"{key}.so"
+    try:
+        return _made(cache() / f"{key}.so", text, given)
+    except OSError:  # a full disk, a folder that is gone, or one that nothing may be run from
+        try:
+            return _made(temporary(os.getpid()) / f"{key}.so", text, given)
+        except OSError as error:
+            raise CompilerError(f"no compiled kernel can be kept or loaded: {error}", passing=True) from None
+
+
+def _made(path: Path, text: str, given: tuple[str, ...]) -> ctypes.CDLL:
+    """The library at `path`, made of `text` if it is not there."""
     if path.exists() and _is_ours(path):
         try:
             return ctypes.CDLL(str(path))
         except OSError:  # damaged
-            path.unlink()
+            path.unlink(missing_ok=True)
     compile_to(path, text, given)
     return ctypes.CDLL(str(path))
 
@@ -127,5 +149,6 @@ def _run(arguments: list[str]) -> str:
     except OSError as error:
         raise CompilerError(f"{arguments[0]}: {error}") from None
     if done.returncode:
-        raise CompilerError(f"{shlex.join(arguments[:1])} failed with code {done.returncode}:\n{done.stderr[:2000]}")
+        said = f"{shlex.join(arguments[:1])} failed with code {done.returncode}:\n{done.stderr[:2000]}"
+        raise CompilerError(said, passing=done.returncode < 0)
     return done.stdout

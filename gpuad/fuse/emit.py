@@ -36,9 +36,10 @@ from ..array import TOTAL, Array, describe
 from ..dtype import DType, compute_dtype
 from ..provenance import describe as describe_site
 from .kernel import Kernel
-from .launch import INT64, Emitted, Entry, Parameter, Row, chunk_bytes
+from .launch import INT64, Emitted, Entry, Parameter, Row, chunk_bytes, places
 from .lines import EACH, EACH_ROW, ONCE, Lines, words
 from .prelude import c_name, narrowed
+from .totals import CHUNK
 
 NAMED = 4  # operations that the name of a kernel lists
 KEEP_COST = 6.0  # additions an element of a row may take to compute again before it is kept
@@ -67,13 +68,11 @@ class _Writer(Lines):
         return f"({c_name(dtype)}*)(scratch + WHERE{len(self.scratch) - 1})"
 
     def where(self, line: str) -> str:
-        """`line` with the places of rows in scratch memory: wide ones first, last those that a GPU does not need."""
+        """`line` with the places of rows in scratch memory."""
         base = chunk_bytes(self.partials())
-        step = 0
-        for k in sorted(range(len(self.scratch)), key=lambda k: (not self.scratch[k].shared, -self.scratch[k].size)):
-            place = " + ".join([str(base)] * bool(base) + [f"cols * {step}"] * bool(step)) or "0"
-            line = re.sub(rf" \+ WHERE{k}\b", f" + {place}" if place != "0" else "", line)
-            step += self.scratch[k].size
+        for k, step in places(self.scratch)[0].items():
+            place = " + ".join([str(base)] * bool(base) + [f"cols * {step}"] * bool(step))
+            line = re.sub(rf" \+ WHERE{k}\b", f" + {place}" if place else "", line)
         return line
 
     # --- loops ------------------------------------------------------------------------------
@@ -310,6 +309,7 @@ class _Writer(Lines):
 
     def emitted(self) -> Emitted:
         """All of it."""
+        assert not (self.by_rows and self.kernel.cols > CHUNK and not all(map(self.by_column, self.totals)))
         items = "rows" if self.by_rows else "size"
         if not self.by_rows:
             loop = self.flat()

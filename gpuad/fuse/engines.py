@@ -1,26 +1,21 @@
 """Which of the CPU's engines runs a kernel: NumPy, or machine code compiled from the kernel's text.
 
 The choice follows from the process's setting and from the kernel alone, never from a clock or from what was compiled
-before, because the two round differently.  A value has the same bits whatever it is fused with: its own shape decides,
-and functions of one value a row, which may be computed in a kernel over whole rows or in one of their own, are always
-compiled.
+before, because the two round differently.  A value has the same bits whatever it is fused with: its own shape decides.
+What is one value a row may be computed in a kernel over whole rows or in one of its own: where it can differ it is
+always compiled, also as a function that a kernel of NumPy's calls.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-import re
 import warnings
-from typing import Any
 
+from ..array import TOTAL, Array
 from ..errors import DeviceError
 from . import host
-from .kernel import Kernel, row_shape
-
-SMALL = 8192  # elements below which a kernel is not worth a compiler's time
-# Functions that NumPy and the compiled text may round differently; all else is exact, or exactly rounded, in both.
-INEXACT = re.compile(r"\b(exp(m1|2)?|log(1p|2|10)?|pow|a?sinh?|a?cosh?|a?tanh?|atan2|erfc?|hypot)\(")
+from .kernel import SMALL, Kernel, inexact
 
 
 @functools.cache
@@ -46,35 +41,34 @@ def engine() -> str:
 
 def run(kernel: Kernel) -> None:
     """Compute the outputs of `kernel` into its `results`."""
-    if compiles(kernel):
-        from . import compiled
-        from .compiler import CompilerError
+    if engine() == "numpy":
+        host.run(kernel)
+        return
+    from . import compiled, row_functions
+    from .compiler import CompilerError
 
-        try:
+    try:
+        if compiles(kernel):
             compiled.run(kernel)
-            return
-        except CompilerError as error:
-            warnings.warn(f"a kernel runs with NumPy, which is slower: {error}", RuntimeWarning, stacklevel=2)
-    host.run(kernel)
+        else:
+            host.run(kernel, row_functions.compiled)
+    except CompilerError as error:
+        warnings.warn(f"a kernel runs with NumPy, which is slower: {error}", RuntimeWarning, stacklevel=2)
+        host.run(kernel)
 
 
 def compiles(kernel: Kernel) -> bool:
     """Is `kernel` run as machine code?"""
-    if engine() == "numpy":
+    if engine() == "numpy" or not all(map(_plain, kernel.leaves)):
         return False
-    return kernel.rows * kernel.cols >= SMALL or _has_functions_of_rows(kernel)
+    if kernel.rows * kernel.cols >= SMALL:
+        return True
+    if kernel.space[-1:] != (1,):
+        return False
+    return any(node.op is not None and (node.op.fusion == TOTAL or inexact(node.op)) for node in kernel.nodes)
 
 
-def _has_functions_of_rows(kernel: Kernel) -> bool:
-    rows = row_shape(kernel.space)
-    return any(node.shape == rows and len(rows) > 0 and _inexact(node.op) for node in kernel.nodes)
-
-
-_answers: dict[str, bool] = {}  # of _inexact, by the text
-
-
-def _inexact(op: Any) -> bool:
-    text: str = op.cuda
-    if text not in _answers:
-        _answers[text] = INEXACT.search(text) is not None
-    return _answers[text]
+def _plain(leaf: Array) -> bool:
+    """Do the elements of `leaf` lie where elements of an array may lie, and not in the midst of records, say?"""
+    flags, size = leaf.data.flags, leaf.dtype.itemsize
+    return (flags.c_contiguous and flags.aligned) or (flags.aligned and not any(s % size for s in leaf.data.strides))

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..array import ROW, SOURCE, TOTAL, Array
 from ..dtype import DType, compute_dtype
-from .kernel import Kernel, row_shape, structure
+from .kernel import Kernel, inexact, row_shape, structure
 from .totals import CHUNK, GROUP, Total
 
 BLOCK = 65536  # elements of one block: fewer calls weigh more than a smaller cache
@@ -37,14 +38,21 @@ _lock = threading.RLock()  # one kernel at a time: scratch is shared by all
 _pool: ThreadPoolExecutor | None = None
 
 
-def run(kernel: Kernel) -> None:
-    """Compute the outputs of `kernel` into its `results`."""
-    key = structure(kernel)
+RowFunction = Callable[[Any, tuple[DType, ...], DType], Callable[..., Any]]
+
+
+def run(kernel: Kernel, row_function: RowFunction | None = None) -> None:
+    """Compute the outputs of `kernel` into its `results`.
+
+    `row_function(op, operands, result)` is what computes functions of one value a row that NumPy rounds otherwise than
+    the compiled engine; without it NumPy does.
+    """
+    key = structure(kernel), row_function is not None
     program = _programs.get(key)
     if program is None:
         if len(_programs) >= MAX_PROGRAMS:
             _programs.clear()
-        program = _programs[key] = Program(kernel)
+        program = _programs[key] = Program(kernel, row_function)
     with _lock, np.errstate(all="ignore"):
         program.run(kernel)
 
@@ -60,7 +68,8 @@ def _as_scalar(value: Any, dtype: DType) -> Any:
 class Program:
     """A kernel as NumPy calls on registers: leaves first, then scalars, then scratch."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, row_function: RowFunction | None = None) -> None:
+        self.row_function = row_function
         self.rows, self.cols = kernel.rows, kernel.cols
         self.space, self.row_shape = kernel.space, row_shape(kernel.space)
         self.steps: list[tuple[int, Any, Any, int, int]] = []  # (kind or arity, function, inputs, output register)
@@ -192,12 +201,16 @@ class Program:
                 self.steps.append((POSITION, op.numpy, place, 0, out))
             elif op.fusion == ROW:
                 self.steps.append((REDUCE, op.numpy.reduce, ins[0], 0, out))
-            elif len(ins) == 1:
-                self.steps.append((1, op.numpy, ins[0], 0, out))
-            elif len(ins) == 2:
-                self.steps.append((2, op.numpy, ins[0], ins[1], out))
             else:
-                self.steps.append((3, op.numpy, tuple(ins), 0, out))
+                function = op.numpy
+                if self.row_function is not None and layout == PER_ROW and inexact(op):
+                    function = self.row_function(op, operand_dtypes, raw)
+                if len(ins) == 1:
+                    self.steps.append((1, function, ins[0], 0, out))
+                elif len(ins) == 2:
+                    self.steps.append((2, function, ins[0], ins[1], out))
+                else:
+                    self.steps.append((3, function, tuple(ins), 0, out))
             if raw != node.dtype:  # a half type: computed in float32, rounded here
                 rounded = self._output(id(node), written, layout, node.dtype, node.dtype, layouts)
                 self.steps.append((1, _cast, out, 0, rounded))

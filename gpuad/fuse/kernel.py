@@ -7,6 +7,7 @@ arrays in evaluation order: elementwise ones of the whole space or of one value 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +69,20 @@ def space_of(root: Array) -> Shape:
     return root.shape
 
 
+# Small kernels run on NumPy where large ones are compiled (engines.py), and the two round some functions differently.
+SMALL = 8192  # elements below which a kernel is not worth a compiler's time
+INEXACT = re.compile(r"\b(exp(m1|2)?|log(1p|2|10)?|pow|a?sinh?|a?cosh?|a?tanh?|atan2|erfc?|hypot|philox_normal)\b")
+_inexact: dict[str, bool] = {}  # of each expression
+
+
+def inexact(op: Any) -> bool:
+    """May the engines of a CPU round `op` differently?  All else is exact, or exactly rounded, in both."""
+    text: str = op.cuda
+    if text not in _inexact:
+        _inexact[text] = INEXACT.search(text) is not None
+    return _inexact[text]
+
+
 def _array(x: Any) -> Array:
     assert type(x) is Array
     return x
@@ -83,6 +98,6 @@ def structure(kernel: Kernel) -> tuple[Any, ...]:
     for node in kernel.nodes:
         operands = [number[id(x)] if type(x) is Array else type(x) for x in node.inputs]
         number[id(node)] = len(number)
-        parts.append((node.op, node.dtype, node.shape, *operands))
+        parts.append((node.op, node.dtype, node.shape, *operands, *map(type, node.params)))
     parts.append(tuple([number[id(y)] for y in kernel.outputs]))
     return tuple(parts)

@@ -121,13 +121,28 @@ class Emitted:
 
     def scratch_bytes(self, cols: int, *, shared: bool) -> int:
         """The bytes of scratch memory of one team: of what a GPU needs, or of everything."""
-        rows = sum(row.size for row in self.scratch if row.shared or not shared)
+        _, needed, everything = places(self.scratch)
+        rows = needed if shared else everything
         return -(-(chunk_bytes(self.partials) + rows * cols) // 16) * 16
 
     def partial_sizes(self, kernel: Kernel) -> list[tuple[int, DType]]:
         """How many elements of which dtype the partial results of each ending reduction are."""
         n = self.lengths(kernel)
         return [(n["chunks"] * (n["cols"] if by_column else 1), dtype) for dtype, by_column in self.partials]
+
+
+def places(scratch: Sequence[Row]) -> tuple[dict[int, int], int, int]:
+    """Where each row begins, in bytes a column; how many those take that a GPU needs; and all of them.
+
+    Wide ones come first, then those that a GPU does not need, each aligned whatever the number of columns is.
+    """
+    found, step, needed = {}, 0, 0
+    for k in sorted(range(len(scratch)), key=lambda k: (not scratch[k].shared, -scratch[k].size)):
+        step += -step % scratch[k].size
+        found[k] = step
+        step += scratch[k].size
+        needed = step if scratch[k].shared else needed
+    return found, needed, step
 
 
 def chunk_of(space: Shape, *, by_column: bool) -> int:
@@ -179,6 +194,9 @@ def scalar(value: Any, dtype: DType) -> Any:
     """`value` as a NumPy scalar of `dtype`."""
     if type(value) is int and dtype == INT64:
         value = (value + (1 << 63)) % (1 << 64) - (1 << 63)  # the words of random numbers are unsigned
+    if type(value) is float and abs(value) > 3e38 and dtype != np.float64:
+        with np.errstate(all="ignore"):  # infinite, which is what it is in such a dtype
+            return np.asarray(value).astype(dtype)[()]
     return np.asarray(value).astype(dtype)[()]
 
 

@@ -103,7 +103,9 @@ class Lines:
     def _scope(self, leaf: Array) -> int:
         strides = self.strides[id(leaf)]
         if not any(strides):
-            return ONCE if leaf.size else EACH_ROW if self.by_rows else EACH  # nothing is read of no elements
+            if leaf.size:
+                return ONCE
+            return EACH_ROW if self.by_rows and leaf.shape[-1:] in ((), (1,)) else EACH  # nothing is read of nothing
         if strides == contiguous(self.kernel.space) or not self.by_rows:
             return EACH
         return EACH if strides[-1] else EACH_ROW

@@ -82,7 +82,8 @@ def _compute(roots: Sequence[ref[Array]], wanted: set[int]) -> None:
 def _grouped(roots: Sequence[ref[Array]]) -> dict[tuple[Shape | int, bool], list[ref[Array]]]:
     """`roots` by the space they are computed over; an anchor is a group of its own.
 
-    Reductions over everything are apart from those over rows, whose chunks have other sizes.
+    Reductions over everything are apart from those over rows, whose chunks have other sizes, and from all else where a
+    chunk is a part of a row.
     """
     groups: dict[tuple[Shape | int, bool], list[ref[Array]]] = {}
     for root in roots:
@@ -91,8 +92,9 @@ def _grouped(roots: Sequence[ref[Array]]) -> dict[tuple[Shape | int, bool], list
             space = id(a) if a.op.fusion == ANCHOR else space_of(a)
             groups.setdefault((space, _over_all(a)), []).append(root)
     for key in [key for key in groups if key[1]]:
-        others = groups.get((key[0], False))
-        if others and not any(_by_column(a) for a in _pending(others)):
+        others, space = groups.get((key[0], False)), key[0]
+        narrow = not isinstance(space, int) and (not space or space[-1] <= CHUNK)
+        if others and narrow and not any(_by_column(a) for a in _pending(others)):
             others += groups.pop(key)
     return groups
 

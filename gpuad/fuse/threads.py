@@ -21,8 +21,8 @@ typedef long long int64;
 typedef void (*Entry)(const void* slots, int64 first, int64 last, unsigned char* scratch);
 
 // Threads; how often an idle one looks for work before it sleeps: a microsecond, for the core may be wanted by the
-// threads of a BLAS library.
-enum { MOST = 64, LOOKS = 100 };
+// threads of a BLAS library; bytes of scratch memory that a thread keeps.
+enum { MOST = 64, LOOKS = 100, KEPT = 4 << 20 };
 
 static struct {
     Entry entry;
@@ -42,20 +42,31 @@ static unsigned char* scratch_of(int thread, int64 bytes) {
     if (scratch[thread].bytes < bytes) {
         free(scratch[thread].memory);
         scratch[thread].memory = 0;
-        if (posix_memalign((void**)&scratch[thread].memory, 64, bytes)) abort();
+        scratch[thread].bytes = 0;
+        if (posix_memalign((void**)&scratch[thread].memory, 64, bytes)) return 0;
         scratch[thread].bytes = bytes;
     }
     return scratch[thread].memory;
 }
 
-static void work(int thread) {
+static void drop_large(int thread) {
+    if (scratch[thread].bytes <= KEPT) return;
+    free(scratch[thread].memory);
+    scratch[thread].memory = 0;
+    scratch[thread].bytes = 0;
+}
+
+static int work(int thread) {
     unsigned char* own = scratch_of(thread, task.scratch_bytes);
+    if (!own && task.scratch_bytes) return 1;  // the others do it
     for (;;) {
         const int64 first = __atomic_fetch_add(&task.next, task.grain, __ATOMIC_RELAXED);
-        if (first >= task.items) return;
+        if (first >= task.items) break;
         const int64 last = first + task.grain < task.items ? first + task.grain : task.items;
         task.entry(task.slots, first, last, own);
     }
+    drop_large(thread);
+    return 0;
 }
 
 static void pause_a_little(void) {
@@ -108,13 +119,16 @@ static void start_helpers(int wanted) {
     }
 }
 
-// One caller at a time.
-extern "C" void run(Entry entry, const void* slots, int64 items, int64 grain, int64 scratch_bytes, int threads) {
+// One caller at a time.  Returns 1 where there is no memory for scratch: then nothing of use was computed.
+extern "C" int run(Entry entry, const void* slots, int64 items, int64 grain, int64 scratch_bytes, int threads) {
     task.scratch_bytes = scratch_bytes;
     if (threads > 1 && items > grain && !helpers) start_helpers((threads < MOST ? threads : MOST) - 1);
     if (threads == 1 || items <= grain || !helpers) {
-        entry(slots, 0, items, scratch_of(0, scratch_bytes));
-        return;
+        unsigned char* own = scratch_of(0, scratch_bytes);
+        if (!own && scratch_bytes) return 1;
+        entry(slots, 0, items, own);
+        drop_large(0);
+        return 0;
     }
     task.entry = entry, task.slots = slots, task.items = items, task.grain = grain, task.next = 0;
     __atomic_store_n(&task.open, 1, __ATOMIC_SEQ_CST);
@@ -124,9 +138,10 @@ extern "C" void run(Entry entry, const void* slots, int64 items, int64 grain, in
         pthread_cond_broadcast(&more);
         pthread_mutex_unlock(&lock);
     }
-    work(0);
+    const int failed = work(0);
     __atomic_store_n(&task.open, 0, __ATOMIC_SEQ_CST);
-    while (__atomic_load_n(&task.joined, __ATOMIC_ACQUIRE)) pause_a_little();
+    while (__atomic_load_n(&task.joined, __ATOMIC_SEQ_CST)) pause_a_little();
+    return failed;
 }
 """
 
@@ -134,7 +149,7 @@ extern "C" void run(Entry entry, const void* slots, int64 items, int64 grain, in
 @functools.cache
 def _run() -> Any:
     function = library(TEXT, "-pthread").run
-    function.restype = None
+    function.restype = ctypes.c_int
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p] + [ctypes.c_int64] * 3 + [ctypes.c_int]
     return function
 
@@ -155,4 +170,5 @@ def prepare() -> None:
 
 def run(entry: int, slots: int, items: int, grain: int, scratch_bytes: int, threads: int) -> None:
     """Call the entry at an address for all items, `grain` at a time, with the arguments at the address `slots`."""
-    _run()(entry, slots, items, grain, scratch_bytes, threads)
+    if _run()(entry, slots, items, grain, scratch_bytes, threads):
+        raise MemoryError(f"a kernel needs {scratch_bytes:,} bytes of scratch memory a thread")

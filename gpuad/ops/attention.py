@@ -293,7 +293,7 @@ def scaled_dot_product_attention(
             f"scaled_dot_product_attention() got q {describe(q)}, k {describe(k)}, v {describe(v)}\n"
             "  q and k must agree in the last axis, k and v in the one before"
         )
-    factor = 1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+    factor = 1.0 / math.sqrt(max(1, q.shape[-1])) if scale is None else float(scale)
     if mask is None and not dropout_p:
         y = attend(q, k, v, causal=causal, scale=factor)
         if y is not None:

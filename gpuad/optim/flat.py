@@ -126,10 +126,14 @@ class Flat:
         flat: Tensor = concat([reshape(x, -1) for x in parts]).to(self.full)
         return realize(flat.to(self.device).array)
 
+    def _lies_flat(self, a: Array) -> bool:
+        """Are the elements of `a` there, in this dtype and place, one after the other?"""
+        return a.op is None and a.device is self.device and a.dtype == self.dtype and bool(a.data.flags.c_contiguous)
+
     def gradient(self, gradients: Sequence[Tensor | None]) -> Tensor:
         """The gradients of the parameters, side by side; 0 where there is none."""
         arrays = [None if g is None else g.array for g in gradients]
-        if all(a is not None and a.op is None and a.dtype == self.dtype and a.data.flags.c_contiguous for a in arrays):
+        if all(a is not None and self._lies_flat(a) for a in arrays):
             flat = [self.device.view(a, a.data.reshape(-1), a.site) for a in arrays if a is not None]
             return astype(concat([Tensor(a) for a in flat]), compute_dtype(self.dtype))
         parts = [
