@@ -20,9 +20,9 @@ TEXT = r"""
 typedef long long int64;
 typedef void (*Entry)(const void* slots, int64 first, int64 last, unsigned char* scratch);
 
-// Threads; how often an idle one looks for work before it sleeps: a microsecond, for the core may be wanted by the
-// threads of a BLAS library; bytes of scratch memory that a thread keeps.
-enum { MOST = 64, LOOKS = 100, KEPT = 4 << 20 };
+// Threads; how often an idle one looks for work before it sleeps: some 25 microseconds, for the core may be wanted by
+// the threads of a BLAS library; bytes of scratch memory that a thread keeps.
+enum { MOST = 64, LOOKS = 2000, KEPT = 4 << 20 };
 
 static struct {
     Entry entry;
