@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpuad
@@ -106,6 +106,52 @@ def test_bits_do_not_depend_on_what_is_fused(shape, dtype):
     ):
         fused, stepwise = (reduce(y).numpy() for y in forms(x, b))
         assert fused.tobytes() == stepwise.tobytes()
+
+
+STEPS = (
+    lambda a, b, column, row: gpuad.exp(a * 0.3),
+    lambda a, b, column, row: gpuad.tanh(a),
+    lambda a, b, column, row: a * column + b,
+    lambda a, b, column, row: a - row,
+    lambda a, b, column, row: a * gpuad.sum(b * 0.01, axis=-1, keepdims=True),
+    lambda a, b, column, row: F.softmax(a) + b * 0.1,
+    lambda a, b, column, row: a - gpuad.max(b, axis=-1, keepdims=True),
+    lambda a, b, column, row: F.layer_norm(a),
+    lambda a, b, column, row: a * gpuad.log(gpuad.sum(gpuad.exp(b * 0.1), axis=-1, keepdims=True)),
+)
+
+
+@settings(max_examples=12, derandomize=True)
+@given(
+    st.sampled_from([(3, 4097), (2, 3, 5000), (1, 8193), (70, 130), (9000, 3), (30, 50)]),
+    st.lists(
+        st.tuples(st.sampled_from(range(len(STEPS))), st.integers(0, 9), st.integers(0, 9)), min_size=2, max_size=6
+    ),
+)
+def test_bits_of_whole_programs_do_not_depend_on_what_is_fused(shape, program):
+    def run(stepwise):
+        values = [tensor(*shape)]
+        column, row = tensor(shape[-1], seed=1), tensor(*shape[:-1], 1, seed=2)
+        for step, i, j in program:
+            value = STEPS[step](values[i % len(values)], values[j % len(values)], column, row)
+            if stepwise:
+                value.numpy()
+            values.append(value)
+        y = values[-1]
+        results = [
+            y,
+            gpuad.sum(y),
+            gpuad.sum(y, axis=0),
+            gpuad.sum(y, axis=-1),
+            gpuad.max(y, axis=-1, keepdims=True) * y,
+        ]
+        if not stepwise:
+            gpuad.fuse.plan.realize_all([r.array for r in results])
+        return [r.numpy().tobytes() for r in results]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "library", _any_library)
+        assert run(False) == run(True)
 
 
 def test_reductions_of_everything_and_of_rows_have_the_same_bits_together_and_apart():
