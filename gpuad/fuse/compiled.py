@@ -130,8 +130,10 @@ class Call:
             self.memory = []  # what the slots were made with
             for slot, k in self.partials:
                 words[slot] = memory[k].ctypes.data
-        for slot, p in self.scalars:
-            self._scalar(slot, p, kernel)
+        if self.scalars:
+            with np.errstate(all="ignore"):
+                for slot, p in self.scalars:
+                    self._scalar(slot, p, kernel)
         threads.run(self.address, self.place, self.items, self.grain, self.scratch, self.threads)
 
     def _scalar(self, slot: int, p: Parameter, kernel: Kernel) -> None:

@@ -173,7 +173,8 @@ def arguments(emitted: Emitted, entry: Entry, kernel: Kernel, partials: Sequence
         elif p.kind in ("partial", "partials"):
             found.append(partials[p.index])
         elif p.kind in ("scalar", "param"):
-            found.append(value_of(p, kernel))
+            with np.errstate(all="ignore"):
+                found.append(value_of(p, kernel))
         elif p.kind == "stride":
             found.append(scalar(strides_of(kernel.leaves[p.index], len(kernel.space))[p.slot], p.dtype))
         else:
@@ -182,7 +183,10 @@ def arguments(emitted: Emitted, entry: Entry, kernel: Kernel, partials: Sequence
 
 
 def value_of(p: Parameter, kernel: Kernel) -> Any:
-    """The value of a "scalar" or "param", as a NumPy scalar of the declared dtype."""
+    """The value of a "scalar" or "param", as a NumPy scalar of the declared dtype: infinite where it is beyond that.
+
+    NumPy warns of that unless the caller has told it not to.
+    """
     node = kernel.nodes[p.index]
     if p.kind == "scalar":
         return scalar(node.inputs[p.slot], p.dtype)
@@ -194,9 +198,6 @@ def scalar(value: Any, dtype: DType) -> Any:
     """`value` as a NumPy scalar of `dtype`."""
     if type(value) is int and dtype == INT64:
         value = (value + (1 << 63)) % (1 << 64) - (1 << 63)  # the words of random numbers are unsigned
-    if type(value) is float and abs(value) > 3e38 and dtype != np.float64:
-        with np.errstate(all="ignore"):  # infinite, which is what it is in such a dtype
-            return np.asarray(value).astype(dtype)[()]
     return np.asarray(value).astype(dtype)[()]
 
 
