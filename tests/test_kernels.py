@@ -2,8 +2,6 @@
 
 import ctypes
 import functools
-import re
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -11,9 +9,9 @@ import pytest
 
 import gpuad
 from gpuad.fuse.prelude import CUDA_FLAGS, CUDA_PRELUDE
+from gpuad.fuse.sources import source as read
 from stand_in import compiler, guarded, nvrtc
 
-KERNELS = Path(__file__).parent.parent / "kernels"
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 C_NAMES = {"float32": "float", "float64": "double", "int32": "int32", "int64": "int64"}
@@ -26,11 +24,6 @@ def source(name, **definitions):
     """The text of kernels/<name>, with what it includes, after the prelude and `definitions`."""
     defined = [f"#define {key} {C_NAMES.get(str(value), value)}\n" for key, value in definitions.items()]
     return CUDA_PRELUDE + "".join(defined) + read(name)
-
-
-def read(name):
-    """The text of kernels/<name> with the files that it includes in place."""
-    return re.sub(r'^#include "(.*)"$', lambda line: read(line[1]), (KERNELS / name).read_text(), flags=re.MULTILINE)
 
 
 def ceil_div(n, size):
