@@ -297,7 +297,7 @@ def table(found: dict[str, dict[str, list[float]]]) -> str:
 
 
 def machine() -> str:
-    """A line on what this was measured with."""
+    """Two lines on what this was measured with."""
     versions = []
     for package in ("numpy", "torch", "jax"):
         try:
@@ -306,7 +306,7 @@ def machine() -> str:
             versions.append(f"{package} missing")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     date = datetime.date.today().isoformat()
-    return f"{date}, {platform.machine()}, {cores} cores, Python {platform.python_version()}, {', '.join(versions)}"
+    return f"{date}, {platform.machine()}, {cores} cores, Python {platform.python_version()}\n{', '.join(versions)}"
 
 
 def main() -> None:
