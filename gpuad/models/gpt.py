@@ -45,6 +45,16 @@ class GPTConfig:
         if self.positions not in ("learned", "rotary"):
             raise DataError(f'positions are "learned" or "rotary", got {self.positions!r}')
 
+    @classmethod
+    def gpt2(cls) -> GPTConfig:
+        """The sizes of the published GPT-2 with 124,439,808 parameters.
+
+        GPT computes what that model does: norms (eps 1e-5) before attention and network and after the last block,
+        biases everywhere but in the head, which has the token embedding's weight, gelu by tanh.  Its other weights
+        are [in, out], the transposes of these; it was trained with a dropout of 0.1.
+        """
+        return cls(vocabulary=50257, length=1024, layers=12, heads=12, width=768)
+
 
 class GPT(Module):
     """Logits for the token after each position.
