@@ -28,17 +28,15 @@ SIZE = 16384
 def compiled_call(op, x, monkeypatch):
     """What runs the kernel of `op` again, on one thread."""
     ran = []
-    run = compiled.Program.run
-    monkeypatch.setattr(
-        compiled.Program, "run", lambda self, kernel: (ran.append((self, kernel)), run(self, kernel))[1]
-    )
+    job = compiled.job
+    monkeypatch.setattr(compiled, "job", lambda kernel: (ran.append((job(kernel), kernel)), ran[-1][0])[1])
     given = gpuad.asarray(x)
     result = op(given)
     result.numpy()
-    ((program, kernel),) = ran
-    (call,) = program.calls
+    ((made, kernel),) = ran
+    (call,) = made.program.calls
     keep = given, result, kernel
-    return lambda: threads.run(call.address, call.place, call.items, call.grain, call.scratch, 1) or keep
+    return lambda: threads.run(call.entry, call.place, *call.shares[:-1], 1) or keep
 
 
 @pytest.mark.parametrize("library", ["numpy", "compiled"])

@@ -54,6 +54,7 @@ from .ops.reduce import *
 from .ops.shape import *
 from .ops.sort import *
 from .remat import checkpoint as checkpoint
+from .replay import capture as capture
 from .tape import backward as _backward  # enters Tensor.backward
 from .tensor import Tensor as Tensor
 from .trace import no_grad as no_grad

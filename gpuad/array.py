@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Shape: TypeAlias = tuple[int, ...]
 
-_serial = itertools.count()
+serials = itertools.count()
 
 # How a pending operation can go into a kernel (see fuse/plan.py).
 ELEMENTWISE = 0  # each output element from the input elements at the same place
@@ -87,7 +87,7 @@ class Array:
     ) -> None:
         self.shape, self.dtype, self.device = shape, dtype, device
         self.op, self.inputs, self.params, self.depth, self.site = op, inputs, params, depth, site
-        self.serial = next(_serial)  # inputs have smaller ones than what reads them
+        self.serial = next(serials)  # inputs have smaller ones than what reads them
         self.readers = self.kept = 0
         self.data: Any = None
         self.buffer: Buffer | None = None

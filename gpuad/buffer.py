@@ -28,6 +28,13 @@ class Observer(Protocol):
         """Called when the memory of `buffer` is given back."""
 
 
+class Home(Protocol):
+    """What keeps free memory for another buffer."""
+
+    def give(self, owner: Any) -> None:
+        """Keep the memory of the array `owner`, if nobody else looks at it."""
+
+
 # The one registry of memory that others can write, by the id of its owner, which the buffer keeps alive.
 shared: WeakValueDictionary[int, Buffer] = WeakValueDictionary()
 observers: list[Observer] = []  # the one registry; empty costs one test per allocation
@@ -36,7 +43,7 @@ observers: list[Observer] = []  # the one registry; empty costs one test per all
 class Buffer:
     """Memory on a device.  `owner` is the device library's array that holds it; Arrays are views of that."""
 
-    __slots__ = ("__weakref__", "borrowed", "category", "device", "lent", "nbytes", "owner", "reusable", "site")
+    __slots__ = ("__weakref__", "borrowed", "category", "device", "home", "lent", "nbytes", "owner", "site")
 
     def __init__(
         self,
@@ -45,12 +52,12 @@ class Buffer:
         nbytes: int,
         *,
         borrowed: bool = False,
-        reusable: bool = False,
+        home: Home | None = None,
         category: str = "temporary",
         site: Site | None = None,
     ) -> None:
         self.owner, self.device, self.nbytes = owner, device, nbytes
-        self.reusable = reusable  # of a size that the device is asked for
+        self.home = home  # where the memory goes when this does
         self.borrowed = borrowed  # others can write this memory
         self.lent: Site | None = None  # the line that gave it to them, where it is ours
         self.category = category
@@ -65,8 +72,8 @@ class Buffer:
         if observers:
             for observer in observers:
                 observer.freed(self)
-        if self.reusable and not self.borrowed:
-            self.device.recycle(self.owner, self.nbytes)
+        if self.home is not None and not self.borrowed:
+            self.home.give(self.owner)
 
     def lend(self, site: Site | None) -> None:
         """Let others write this memory from now on, which nothing pending or kept reads."""

@@ -8,7 +8,8 @@ GpuadError
     FreedTapeError (RuntimeError)      a tape swept a second time without retain_graph
     MutationError (RuntimeError)       memory a gradient needs was written by someone else
     RecomputeError (RuntimeError)      a checkpointed function computed something else the second time
-    CaptureError (RuntimeError)        a checkpointed function reached for other tensors the second time
+    CaptureError (RuntimeError)        a checkpointed function reached for other tensors the second time, or a step
+                                       cannot be captured
     GradientError (RuntimeError)       a derivative that does not exist was asked for
     NonFiniteError (FloatingPointError)  an infinity or NaN where a step must not have one
     IndexRangeError (IndexError)       an index outside the axis it indexes
@@ -51,7 +52,7 @@ class RecomputeError(GpuadError, RuntimeError):
 
 
 class CaptureError(GpuadError, RuntimeError):
-    """A checkpointed function reached for other tensors the second time."""
+    """A checkpointed function reached for other tensors the second time, or a step cannot be captured."""
 
 
 class GradientError(GpuadError, RuntimeError):

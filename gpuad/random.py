@@ -33,6 +33,7 @@ from .dtype import DEFAULT_FLOAT, DEFAULT_INT, INTEGERS, DType, as_dtype, bfloat
 from .errors import DataError, DTypeError, ShapeError
 from .op import Opaque, Source
 from .provenance import here
+from .recording import Live, active, also
 from .tensor import Tensor
 
 State: TypeAlias = tuple[int, int, int, int, int, int]  # two words of key, four of counter, the low one first
@@ -83,13 +84,32 @@ class Generator:
 
     def advance(self, bits: int) -> State:
         """The state before moving past `bits` bits, rounded up to whole blocks: what a draw begins with."""
-        actual = _stand_ins.get().get(self, self)
-        with actual._lock:
-            before = actual._state
-            actual._state = _moved(before, -(-bits // BLOCK))
+        before = _stand_ins.get().get(self, self)._advance(bits)
         for drawn in _recorders.get():
             drawn.setdefault(self, before)
         return before
+
+    def _advance(self, bits: int) -> State:
+        with self._lock:
+            before = self._state
+            self._state = _moved(before, -(-bits // BLOCK))
+        return before
+
+    def drawn(self, bits: int) -> tuple[Any, ...]:
+        """The words of `advance(bits)`; those of a recording advance anew in each replay."""
+        if active.get() is None:
+            return self.advance(bits)
+        actual = _stand_ins.get().get(self, self)
+        first = [drawn for drawn in _recorders.get() if self not in drawn]
+        found: list[State] = []
+
+        def draw() -> None:
+            found[:] = [actual._advance(bits)]
+            for drawn in first:
+                drawn[self] = found[0]
+
+        also(draw)
+        return tuple([Live(functools.partial(_word, found, k)) for k in range(6)])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _revived, (self.state,)
@@ -97,6 +117,10 @@ class Generator:
     def __repr__(self) -> str:
         low, high, *counter = self.state
         return f"Generator(key={low + (high << WORD):#x}, counter={_joined(counter)})"
+
+
+def _word(found: list[State], k: int) -> int:
+    return found[0][k]
 
 
 def _revived(state: State) -> Generator:
@@ -155,7 +179,14 @@ def replaying(drawn: Mapping[Generator, State]) -> Iterator[None]:
 
     The generators themselves stay where they are: other threads, and what follows, do not notice.
     """
-    token = _stand_ins.set({**_stand_ins.get(), **{generator: _revived(state) for generator, state in drawn.items()}})
+    stand_ins = {generator: _revived(state) for generator, state in drawn.items()}
+
+    def begin() -> None:
+        for generator, stand_in in stand_ins.items():
+            stand_in._state = drawn[generator]
+
+    also(begin)
+    token = _stand_ins.set({**_stand_ins.get(), **stand_ins})
     try:
         yield
     finally:
@@ -287,7 +318,7 @@ def _draw(
     count = 1
     for n in sizes:
         count *= n
-    state = (default() if generator is None else generator).advance(count * width)
+    state = (default() if generator is None else generator).drawn(count * width)
     return Tensor(source.make(sizes, dtype, target, (*state, *params), here(3)))
 
 

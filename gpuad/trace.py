@@ -18,6 +18,7 @@ from .dtype import WEAK
 from .errors import EscapedTensorError
 from .node import Borrowed, Leaf, Link, Node, bottom, clock
 from .provenance import describe, here
+from .recording import active
 from .tensor import Tensor
 
 horizon: ContextVar[int] = ContextVar("horizon", default=0)  # traces older than this do not record
@@ -74,6 +75,9 @@ class ForwardTrace(Trace):
 
 def apply(op: Any, args: Sequence[Any], params: dict[str, Any]) -> Any:
     """Evaluate `op` on tensors and Python scalars, letting the innermost transformation among them see it."""
+    recorder = active.get()
+    if recorder is not None:
+        recorder.saw(args)
     top, linked = None, False
     arrays = []
     for a in args:

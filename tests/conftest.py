@@ -1,14 +1,21 @@
-"""What all tests share: the `gpu` marker, the `torch` fixture, the Hypothesis profile."""
+"""What all tests share: the `gpu` marker, the `torch` and device fixtures, the Hypothesis profile."""
 
+import contextlib
 import ctypes
 import functools
+import gc
 import importlib
 import importlib.util
 import os
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+import stand_in
+from gpuad import devices
+from gpuad.ops.nn import _turns
 
 settings.register_profile(
     "gpuad",
@@ -48,3 +55,44 @@ def torch() -> ModuleType:
     if os.environ.get("GPUAD_REQUIRE_TORCH"):
         return importlib.import_module("torch")
     return pytest.importorskip("torch", reason="needs PyTorch, which is not installed", exc_type=ImportError)
+
+
+# --- devices ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["stand_in", pytest.param("gpu", marks=pytest.mark.gpu)])
+def cuda(request) -> Iterator[str]:
+    """The name of a CUDA device: of the stand-in for CuPy, or of a GPU."""
+    with _cuda(request.param) as name:
+        yield name
+
+
+@contextlib.contextmanager
+def _cuda(kind: str) -> Iterator[str]:
+    if kind == "gpu":
+        yield "cuda"
+        return
+    if said := stand_in.missing():
+        pytest.skip(said)
+    known = forgotten()
+    with stand_in.installed():
+        try:
+            yield "cuda"
+        finally:
+            _turns.cache_clear()  # which hold memory of the device
+            gc.collect()
+            forgotten()
+            devices._devices.update(known)
+
+
+def forgotten():
+    """The CUDA devices there are, which gpuad forgets."""
+    names = [name for name in devices._devices if name[0].startswith("cuda")]
+    return {name: devices._devices.pop(name) for name in names}
+
+
+@pytest.fixture(scope="module", params=["cpu", "stand_in", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request) -> Iterator[str]:
+    """The name of a device that computes: the CPU, or a CUDA device as above."""
+    with contextlib.nullcontext("cpu") if request.param == "cpu" else _cuda(request.param) as name:
+        yield name

@@ -13,7 +13,6 @@ from gpuad.nn import functional as F
 from gpuad.nn import layers
 from gpuad.ops import attention
 from stand_in import nvrtc
-from test_cuda import cuda  # noqa: F401  # a fixture
 
 compiled = pytest.mark.skipif(engines.engine() != "compiled", reason="needs the compiled engine")
 on_cuda = pytest.mark.usefixtures("cuda")  # on the stand-in, or a GPU

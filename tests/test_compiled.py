@@ -30,9 +30,9 @@ def runs(monkeypatch):
     """The engines that ran, in order."""
     log = []
     for module, name in ((compiled, "compiled"), (host, "numpy")):
-        run = module.run
-        watched = lambda k, *rest, run=run, name=name: (log.append(name), run(k, *rest))[1]
-        monkeypatch.setattr(module, "run", watched)
+        job = module.job
+        watched = lambda k, *rest, job=job, name=name: (log.append(name), job(k, *rest))[1]
+        monkeypatch.setattr(module, "job", watched)
     return log
 
 

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +13,7 @@ import pytest
 
 import gpuad
 import stand_in
-from gpuad import data, devices, nn, optim
+from gpuad import data, nn, optim
 from gpuad.buffer import LiveBytes, observers
 from gpuad.cli import main
 from gpuad.devices import cuda_checks, cuda_index
@@ -26,7 +25,6 @@ from gpuad.fuse.emit import emit
 from gpuad.fuse.kernel import watchers
 from gpuad.fuse.prelude import CUDA_FLAGS, CUDA_PRELUDE
 from gpuad.models import GPT, GPTConfig
-from gpuad.ops import nn as nn_ops
 from gpuad.random import Generator
 from gpuad.training.job import Job
 from gpuad.training.settings import Settings
@@ -36,31 +34,6 @@ from test_table import assert_close, cast, outputs
 
 RTOL = {"float64": 1e-11, "float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
 SMALL = {"vocabulary": 29, "length": 8, "layers": 1, "heads": 2, "width": 16}
-
-
-@pytest.fixture(scope="module", params=["stand_in", pytest.param("gpu", marks=pytest.mark.gpu)])
-def cuda(request) -> Iterator[str]:
-    """The name of a CUDA device: of the stand-in for CuPy, or of a GPU."""
-    if request.param == "gpu":
-        yield "cuda"
-        return
-    if said := stand_in.missing():
-        pytest.skip(said)
-    known = forgotten()
-    with stand_in.installed():
-        try:
-            yield "cuda"
-        finally:
-            nn_ops._turns.cache_clear()  # which hold memory of the device
-            gc.collect()
-            forgotten()
-            devices._devices.update(known)
-
-
-def forgotten():
-    """The CUDA devices there are, which gpuad forgets."""
-    names = [name for name in devices._devices if name[0].startswith("cuda")]
-    return {name: devices._devices.pop(name) for name in names}
 
 
 @pytest.fixture(scope="module")

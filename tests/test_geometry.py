@@ -6,7 +6,6 @@ import pytest
 import gpuad
 from gpuad.fuse.geometry import MOST_THREADS, THREADS, WARP, team_of
 from gpuad.nn import functional as F
-from test_cuda import cuda, cupy  # noqa: F401  # fixtures
 
 SHAPES = [(7,), (5000,), (3, 5), (9, 33), (4, 130), (3, 1030), (2, 4100), (3, 2, 70), (40, 1), (1, 40), (300, 3)]
 
@@ -30,7 +29,7 @@ REDUCTIONS = {
 
 @pytest.mark.parametrize("name", REDUCTIONS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_kernels_are_right_and_bits_do_not_depend_on_what_is_fused(cuda, shape, name):  # noqa: F811
+def test_kernels_are_right_and_bits_do_not_depend_on_what_is_fused(cuda, shape, name):
     reduce = REDUCTIONS[name]
 
     def both(device, dtype="float32"):
@@ -48,7 +47,7 @@ def test_kernels_are_right_and_bits_do_not_depend_on_what_is_fused(cuda, shape, 
     np.testing.assert_allclose(fused, expected, rtol=2e-5, atol=2e-5 * max(1, np.abs(expected).max()))
 
 
-def test_half_types_beside_float32_leave_the_bits_of_a_row_alone(cuda):  # noqa: F811
+def test_half_types_beside_float32_leave_the_bits_of_a_row_alone(cuda):
     x = tensor(cuda, (5, 1030))
     half = (x * 0.5).to("bfloat16")
     half.numpy()
@@ -58,7 +57,7 @@ def test_half_types_beside_float32_leave_the_bits_of_a_row_alone(cuda):  # noqa:
     assert alone.numpy().tobytes() == beside.numpy().tobytes()
 
 
-def test_misaligned_arrays_are_read_element_by_element(cuda):  # noqa: F811
+def test_misaligned_arrays_are_read_element_by_element(cuda):
     data = np.random.default_rng(0).standard_normal(4099).astype(np.float32)
     x = gpuad.asarray(data, device=cuda)
     np.testing.assert_allclose((x[1:] * 2 + x[:-1]).numpy(), data[1:] * 2 + data[:-1], rtol=1e-6)

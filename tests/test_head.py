@@ -15,7 +15,6 @@ from gpuad.nn import functional as F
 from gpuad.ops import head
 from gpuad.random import Generator
 from stand_in import nvrtc
-from test_cuda import cuda  # noqa: F401  # a fixture
 
 on_cuda = pytest.mark.usefixtures("cuda")  # on the stand-in, or a GPU
 ROWS, FEATURES, CLASSES = 13, 6, 37

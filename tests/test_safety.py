@@ -256,7 +256,7 @@ def test_an_interrupted_kernel_never_gives_a_wrong_value(monkeypatch):
     x = values(100)
     y = x + 1.0
     del x
-    monkeypatch.setattr(host, "run", lambda kernel, *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(host, "job", lambda kernel, *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         y.numpy()
     monkeypatch.undo()

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ..array import Array, Shape, computed
+from ..array import ANCHOR, Array, Shape, computed, describe
 from ..buffer import Buffer, shared
 from ..dtype import DType
 from ..fuse import engines
 from ..fuse.kernel import Kernel
 from ..provenance import Site
+from ..recording import Place, active, refuse
 from .device import Device
-from .reuse import SMALLEST, Reuse
+from .reuse import Reuse
 
 
 class _Window:
-    """The memory of a NumPy array as NumPy may read it: being no array itself, it gives no way to write."""
+    """Memory as NumPy may look at it.  Being no array itself it gives no way to write where it is `read_only`.
 
-    def __init__(self, data: np.ndarray[Any, Any]) -> None:
-        self.data = data
+    `held` is what keeps the memory, if anything.
+    """
+
+    def __init__(self, place: Place, *, read_only: bool, held: Any = None) -> None:
+        self.held = held
         self.__array_interface__ = {
-            "shape": data.shape,
-            "strides": data.strides,
-            "typestr": f"|V{data.itemsize}",  # the interface knows no bfloat16; the caller puts the dtype back
-            "data": (data.ctypes.data, True),
+            "shape": place.shape,
+            "strides": place.strides,
+            "typestr": f"|V{place.dtype.itemsize}",  # the interface knows no bfloat16; the caller puts the dtype back
+            "data": (place.address, read_only),
             "version": 3,
         }
 
@@ -48,15 +53,13 @@ class CPU(Device):
     def allocate(self, shape: Shape, dtype: DType, category: str = "temporary", site: Site | None = None) -> Array:
         """A computed Array of undefined contents."""
         nbytes = math.prod(shape) * dtype.itemsize
+        recorder = active.get()
+        if recorder is not None:
+            return recorder.allocate(self, shape, dtype, nbytes, category, site)
         data, owner = self.reuse.take(shape, dtype, nbytes)
         return computed(
-            data, Buffer(owner, self, nbytes, reusable=True, category=category, site=site), shape, dtype, site
+            data, Buffer(owner, self, nbytes, home=self.reuse, category=category, site=site), shape, dtype, site
         )
-
-    def recycle(self, owner: Any, nbytes: int) -> None:
-        """Keep the memory of a buffer that is going, for another."""
-        if nbytes >= SMALLEST:
-            self.reuse.give(owner)
 
     def adopt(self, data: Any, *, borrowed: bool = False, site: Site | None = None) -> Array:
         """A computed Array over a NumPy array, which is not copied."""
@@ -71,7 +74,24 @@ class CPU(Device):
 
     def run(self, kernel: Kernel) -> None:
         """Compute the outputs of a fused kernel."""
-        engines.run(kernel)
+        job = engines.job(kernel)
+        key = None if active.get() is None else (kernel.ops, job.key)
+        self.perform(job, [x.data for x in kernel.leaves], kernel.results, key)
+
+    def place(self, data: Any) -> Place:
+        """Where a NumPy array lies."""
+        return Place(data.__array_interface__["data"][0], data.shape, data.strides, data.dtype)
+
+    def base(self, data: Any) -> int:
+        """The address of the memory that a NumPy array is part of."""
+        while isinstance(data.base, np.ndarray):
+            data = data.base
+        address: int = data.__array_interface__["data"][0]
+        return address
+
+    def at(self, place: Place) -> Any:
+        """A NumPy array that lies there, and keeps no memory."""
+        return np.asarray(_Window(place, read_only=False)).view(place.dtype)
 
     def call(self, op: Any, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Any:
         """The result of an op that does not fuse, with NumPy."""
@@ -79,12 +99,23 @@ class CPU(Device):
             if op.into is not None:
                 shape, dtype = op.infer(arrays, params)
                 out = self.allocate(shape, dtype, site=site)
-                op.into(np, *arrays, out.data, **params)
+                work = self._product(op) or partial(op.into, np)
+                self.perform(partial(work, **params) if params else work, arrays, [out.data], (op.name, params), site)
                 return out
             result = op.forward(np, *arrays, **params)
+            if active.get() is not None:
+                return self.recorded(partial(op.forward, np), arrays, params, result, op.name, site)
         if isinstance(result, tuple):
             return tuple([self.adopt(r, site=site) for r in result])
         return self.adopt(result, site=site)
+
+    def _product(self, op: Any) -> Any:
+        """What computes the op where it is a product of matrices and the engine has its own."""
+        if op.fusion != ANCHOR or engines.engine() != "compiled":
+            return None
+        from .cpu_products import PRODUCTS  # here, so that importing gpuad does not wait for it
+
+        return PRODUCTS.get(op.name)
 
     def describe(self) -> str:
         """The engine, and with what it computes."""
@@ -104,6 +135,7 @@ class CPU(Device):
 
     def from_numpy(self, data: np.ndarray[Any, Any], *, copy: bool = True, site: Site | None = None) -> Array:
         """An Array with the contents of `data`; without `copy` it borrows the memory."""
+        refuse("what Python puts into tensors", "make the tensor before, or pass it to the step as an argument")
         if not copy:
             return self.adopt(data, borrowed=True, site=site)
         array = self.allocate(data.shape, data.dtype, site=site)
@@ -112,7 +144,9 @@ class CPU(Device):
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         """A read-only view, which keeps the memory and cannot be made writable."""
-        return np.asarray(_Window(array.data)).view(array.dtype)
+        refuse(f"the values of {describe(array)}", "return the tensor from the step, and read it there")
+        data = array.data
+        return np.asarray(_Window(self.place(data), read_only=True, held=data)).view(array.dtype)
 
     def synchronize(self) -> None:
         """Return: NumPy is always done."""

@@ -6,18 +6,22 @@ device's own, ordered with the caller's current stream by events where arrays co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..array import Array, Shape, computed
+from ..array import describe as shown
 from ..buffer import Buffer, shared
 from ..dtype import DType, bfloat16
 from ..errors import DeviceError
 from ..fuse.kernel import Kernel
 from ..provenance import Site
+from ..recording import Place, active, refuse
 from . import cuda_attention, cuda_head, cuda_index, cuda_optimizer, cuda_products
 from .cuda_checks import Checks
 from .cuda_launch import Launcher
@@ -48,6 +52,21 @@ def find_cupy() -> Any:
     if not count:
         raise DeviceError("the driver finds no GPU\n  see what nvidia-smi lists, and CUDA_VISIBLE_DEVICES")
     return cupy
+
+
+def _with_cupy(op: Any, device: Any, *arrays: Any, **params: Any) -> Any:
+    """What CuPy's functions give for `op`."""
+    given = list(arrays)
+    words, options = operands_as_words(op.name, given, params)
+    result = op.forward(device.xp, *words, **options)
+    return result.view(bfloat16) if words is not given else result
+
+
+def _into_with_cupy(op: Any, device: Any, *arrays: Any, **params: Any) -> None:
+    """Write what CuPy's functions give for `op` to the last of `arrays`."""
+    *given, out = arrays
+    words, options = operands_as_words(op.name, given, params)
+    op.into(device.xp, *words, as_words(out), **options)
 
 
 class Cuda(Device):
@@ -98,7 +117,10 @@ class Cuda(Device):
 
     def allocate(self, shape: Shape, dtype: DType, category: str = "temporary", site: Site | None = None) -> Array:
         """A computed Array of undefined contents, from CuPy's pool."""
+        recorder = active.get()
         with self.using():
+            if recorder is not None:
+                return recorder.allocate(self, shape, dtype, math.prod(shape) * dtype.itemsize, category, site)
             data = self.xp.empty(shape, dtype)
         return computed(data, Buffer(data, self, data.nbytes, category=category, site=site), shape, dtype, site)
 
@@ -112,6 +134,7 @@ class Cuda(Device):
 
     def from_numpy(self, data: np.ndarray[Any, Any], *, copy: bool = True, site: Site | None = None) -> Array:
         """An Array with the contents of `data`."""
+        refuse("what Python puts into tensors", "make the tensor before, or pass it to the step as an argument")
         array = self.allocate(data.shape, data.dtype, site=site)
         with self.using():
             array.data.set(np.asarray(data, order="C"))
@@ -119,6 +142,7 @@ class Cuda(Device):
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         """A read-only copy, once everything before it is done; what was flagged till then is raised."""
+        refuse(f"the values of {shown(array)}", "return the tensor from the step, and read it there")
         with self.using():
             values: np.ndarray[Any, Any] = self.xp.asnumpy(array.data)
             self.checks.read()
@@ -173,24 +197,51 @@ class Cuda(Device):
     def run(self, kernel: Kernel) -> None:
         """Compute the outputs of a fused kernel."""
         with self.using():
-            self.launcher.run(kernel)
+            job = self.launcher.job(kernel)
+            key = None if active.get() is None else (kernel.ops, job.key)
+            self.perform(job, [x.data for x in kernel.leaves], kernel.results, key)
+
+    def fill(self, data: Any, values: Any) -> None:
+        """Put `values`, an array of NumPy or CuPy, in the memory of `data`, which is contiguous."""
+        if isinstance(values, np.ndarray):
+            data.set(np.asarray(values, order="C"))
+        else:
+            super().fill(data, values)
+
+    def place(self, data: Any) -> Place:
+        """Where a CuPy array lies."""
+        return Place(data.data.ptr, data.shape, data.strides, data.dtype)
+
+    def base(self, data: Any) -> int:
+        """The address of the memory that a CuPy array is part of."""
+        address: int = data.data.mem.ptr
+        return address
+
+    def at(self, place: Place) -> Any:
+        """A CuPy array that lies there, and keeps no memory."""
+        memory = self.xp.cuda.UnownedMemory(place.address, self._span(place), None, self.index)
+        pointer = self.xp.cuda.MemoryPointer(memory, 0)
+        return self.xp.ndarray(place.shape, place.dtype, pointer, place.strides)
+
+    def _span(self, place: Place) -> int:
+        """The bytes from the first element to the end of the last."""
+        steps = ((n - 1) * stride for n, stride in zip(place.shape, place.strides, strict=True) if n > 0)
+        span: int = place.dtype.itemsize + sum(max(step, 0) for step in steps)
+        return span
 
     def call(self, op: Any, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Any:
         """The result of an op that does not fuse: with a kernel of ours, or with CuPy."""
         with self.lock, self.using():
-            if op.name in cuda_index.BY_NAME:
-                return self._adopted(cuda_index.BY_NAME[op.name](self, *arrays, **params), site)
             if op.into is None:
-                words, options = operands_as_words(op.name, arrays, params)
-                result = op.forward(self.xp, *words, **options)
-                return self._adopted(result.view(bfloat16) if words is not arrays else result, site)
+                forward = partial(cuda_index.BY_NAME.get(op.name) or partial(_with_cupy, op), self)
+                result = forward(*arrays, **params)
+                if active.get() is not None:
+                    return self.recorded(forward, arrays, params, result, op.name, site)
+                return self._adopted(result, site)
             shape, dtype = op.infer(arrays, params)
             out = self.allocate(shape, dtype, site=site)
-            if op.name in PRODUCTS:
-                PRODUCTS[op.name](self, *arrays, out.data)
-            else:
-                words, options = operands_as_words(op.name, arrays, params)
-                op.into(self.xp, *words, as_words(out.data), **options)
+            into = partial(PRODUCTS.get(op.name) or partial(_into_with_cupy, op), self, **params)
+            self.perform(into, arrays, [out.data], (op.name, params), site)
             return out
 
     def attention(self, q: Any, k: Any, v: Any) -> Any:
@@ -218,20 +269,18 @@ class Cuda(Device):
         with self.using():
             return self.checks.bits()
 
-    def check_range(
-        self, array: Array, low: int, high: int, refuse: Callable[[int], Exception], ignored: int | None = None
+    def _check_range(
+        self, data: Any, low: int, high: int, refuse: Callable[[int], Exception], ignored: int | None
     ) -> None:
-        """Have indexes outside of `low` to `high` flagged."""
-        if array.size:
+        if data.size:
             with self.using():
-                self.checks.range(array, low, high, refuse, ignored)
+                self.checks.range(data, low, high, refuse, ignored)
 
-    def check_true(
-        self, ok: Array, bit: int, refuse: Callable[[int], Exception], undo: Callable[[], None] | None = None
+    def _check_true(
+        self, ok: Any, bit: int, refuse: Callable[[int], Exception], undoing: Callable[[], Callable[[], None]] | None
     ) -> None:
-        """Have `bit` flagged if the element of `ok` is false."""
         with self.using():
-            self.checks.true(ok, bit, refuse, undo)
+            self.checks.true(ok, bit, refuse, None if undoing is None else undoing())
 
     def all_clear(self) -> Array:
         """bool[]: whether nothing is flagged at this place in the order of the device's work."""

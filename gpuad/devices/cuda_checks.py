@@ -15,6 +15,7 @@ import numpy as np
 
 from ..array import Array
 from ..errors import GpuadError
+from ..recording import suspended
 from .cuda_launch import flat, for_dtype
 from .device import INDEX, NON_FINITE, RECOMPUTE
 
@@ -83,28 +84,32 @@ class Checks:
         self.made: list[Check] = []
         self.numbers = itertools.count(1)
 
-    def range(self, index: Array, low: int, high: int, refuse: Callable[[int], Exception], ignored: int | None) -> None:
+    def range(self, index: Any, low: int, high: int, refuse: Callable[[int], Exception], ignored: int | None) -> None:
         """Flag the elements of `index` that are not from `low` to `high`, nor `ignored`."""
-        data = self.device.xp.ascontiguousarray(index.data)
+        data = self.device.xp.ascontiguousarray(index)
         hidden = low if ignored is None else ignored
         bounds = [np.int64(n) for n in (data.size, low, high, hidden)]
         self._make(for_dtype(_RANGE, index.dtype), "check_range", [data, *bounds], data.size, refuse, None)
 
-    def true(self, ok: Array, bit: int, refuse: Callable[[int], Exception], undo: Callable[[], None] | None) -> None:
+    def true(self, ok: Any, bit: int, refuse: Callable[[int], Exception], undo: Callable[[], None] | None) -> None:
         """Flag `bit` unless the one element of `ok`, bool, is true."""
-        self._make(_TRUE, "check_true", [ok.data, np.int32(bit)], 1, refuse, undo)
+        self._make(_TRUE, "check_true", [ok, np.int32(bit)], 1, refuse, undo)
 
     def clear(self) -> Array:
         """bool[]: whether nothing is flagged at this place in the order of the device's work."""
         device = self.device
         out: Array = device.allocate((), np.dtype(np.bool_))
-        device.launcher.launch(_CLEAR, "is_clear", [self.memory().data, out.data], flat(1))
+        device.perform(self._write_clear, [], [out.data], "clear")
         return out
+
+    def _write_clear(self, out: Any) -> None:
+        self.device.launcher.launch(_CLEAR, "is_clear", [self.memory().data, out], flat(1))
 
     def memory(self) -> Array:
         """The word itself, for kernels that set bits: int32[4], of which the first element is the bits."""
         if self.word is None:
-            self.word = self.device.allocate((4,), np.dtype(np.int32), "workspace")
+            with suspended():  # it outlives every recording
+                self.word = self.device.allocate((4,), np.dtype(np.int32), "workspace")
             self.word.data.fill(0)
         return self.word
 

@@ -112,8 +112,8 @@ def _tables(groups: Iterable[list[Segments]]) -> np.ndarray[Any, np.dtype[np.int
             starts = np.asarray(part.starts, np.int64)
             for column, array in ((VALUES, part.values), (MASTER, part.master), (M, part.m), (V, part.v)):
                 if array is not None:
-                    rows[:, column] = array.data.data.ptr + starts * array.dtype.itemsize
-            rows[:, GRADIENT] = [g.data.data.ptr for g in part.gradients]
+                    rows[:, column] = array.data.ptr + starts * array.dtype.itemsize
+            rows[:, GRADIENT] = [g.data.ptr for g in part.gradients]
             rows[:, LENGTH] = [g.size for g in part.gradients]
             counts = -(-rows[:, LENGTH] // CHUNK)
             rows[:, FIRST_BLOCK] = first + np.cumsum(counts) - counts

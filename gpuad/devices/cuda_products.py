@@ -6,7 +6,6 @@ takes float16 through float32.  Half types add up in float32.  Integers go throu
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 
 from ..array import Shape
 from ..errors import DeviceError
+from .matrices import by_rows, flat, layout, step
 from .words import as_words
 
 _ONE = {name: np.ones(1, name) for name in ("float32", "float64")}  # factors, which cuBLAS reads on the host
@@ -31,7 +31,7 @@ def matmul(device: Any, a: Any, b: Any, out: Any) -> None:
     elif a.dtype.name not in _TYPES:
         device.xp.matmul(a, b, out=out)
     else:
-        _multiply(device, *_as_rows(a, b, out))
+        _multiply(device, *by_rows(a, b, out))
 
 
 def linear(device: Any, a: Any, w: Any, out: Any) -> None:
@@ -41,25 +41,15 @@ def linear(device: Any, a: Any, w: Any, out: Any) -> None:
 
 def linear_weight(device: Any, g: Any, a: Any, out: Any) -> None:
     """out = the sum of g[r, :, None] * a[r, None, :] over all rows of g [..., n] and a [..., k]."""
-    rows = math.prod(g.shape[:-1])
-    matmul(device, _flat(device, g, rows).T, _flat(device, a, rows), out)
+    matmul(device, _whole(device, g).T, _whole(device, a), out)
 
 
-def _flat(device: Any, x: Any, rows: int) -> Any:
-    """`x` as a matrix of `rows`; a copy where no strides give it."""
-    try:
-        return x.reshape(rows, x.shape[-1], copy=False)
-    except ValueError:
-        return device.xp.ascontiguousarray(as_words(x)).view(x.dtype).reshape(rows, x.shape[-1])
-
-
-def _as_rows(a: Any, b: Any, out: Any) -> tuple[Any, Any, Any]:
-    """The operands; with all rows of `a` in one matrix, where one matrix `b` meets them and no copy is needed."""
-    if a.ndim > 2 and b.ndim == 2:
-        rows = math.prod(a.shape[:-1])
-        with contextlib.suppress(ValueError):
-            return a.reshape(rows, a.shape[-1], copy=False), b, out.reshape(rows, out.shape[-1])
-    return a, b, out
+def _whole(device: Any, x: Any) -> Any:
+    """`x` as one matrix of all its rows; a copy where no strides give it."""
+    found = flat(x)
+    if found is None:
+        found = device.xp.ascontiguousarray(as_words(x)).view(x.dtype).reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return found
 
 
 def _multiply(device: Any, a: Any, b: Any, out: Any) -> None:
@@ -108,37 +98,12 @@ def _operand(device: Any, x: Any, batch: Shape) -> Operand:
     """`x`, broadcast over `batch`; a copy of it where its matrices do not lie as cuBLAS can read them."""
     if x.shape[:-2] != batch:
         x = device.xp.broadcast_to(x, (*batch, *x.shape[-2:]))
-    held, step, layout = None, _step(x), _layout(x)
-    if step is None or layout is None:
+    held, between, lies = None, step(x), layout(x)
+    if between is None or lies is None:
         held = device.allocate(x.shape, x.dtype, "workspace")
         as_words(held.data)[...] = as_words(x)
-        x, step, layout = held.data, math.prod(x.shape[-2:]), (0, x.shape[-1])
-    return Operand(x.data.ptr, *layout, step, held)
-
-
-def _layout(x: Any) -> tuple[int, int] | None:
-    """Whether the matrices of `x` are to be turned, and the step from row to row (if turned, column to column)."""
-    rows, columns = x.shape[-2:]
-    down, across = (stride // x.itemsize for stride in x.strides[-2:])
-    if (across == 1 or columns == 1) and (down >= columns or rows == 1):
-        return 0, max(down, columns)
-    if (down == 1 or rows == 1) and (across >= rows or columns == 1):
-        return 1, max(across, rows)
-    return None
-
-
-def _step(x: Any) -> int | None:
-    """The one step from matrix to matrix of `x`, 0 where they are one; None where there is more than one step."""
-    found, length = None, 1
-    for n, stride in zip(reversed(x.shape[:-2]), reversed(x.strides[:-2]), strict=True):
-        if n == 1:
-            continue
-        if found is None:
-            found = stride // x.itemsize
-        elif stride != found * length * x.itemsize:
-            return None
-        length *= n
-    return found or 0
+        x, between, lies = held.data, math.prod(x.shape[-2:]), (0, x.shape[-1])
+    return Operand(x.data.ptr, *lies, between, held)
 
 
 def _cublas(xp: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,10 @@ import numpy as np
 
 from ..array import Array, Shape, computed
 from ..dtype import DType
-from ..provenance import Site
+from ..errors import CaptureError
+from ..provenance import Site, describe
+from ..recording import Arena, Place, active, also, suspended
+from .words import as_words
 
 if TYPE_CHECKING:
     from ..fuse.kernel import Kernel
@@ -44,6 +47,73 @@ class Device(ABC):
     def error_word(self) -> int:
         """The bits of what has gone wrong and was not put right since."""
         return self._flagged
+
+    def perform(
+        self,
+        work: Callable[..., Any],
+        inputs: Sequence[Any],
+        outputs: Sequence[Any],
+        key: Any = None,
+        site: Site | None = None,
+    ) -> None:
+        """Call `work(*inputs, *outputs)` with arrays of the device's library, of which it writes `outputs`.
+
+        It depends on nothing else that may change, so that a recording can do it again.  `work.bound(*arrays)`, where
+        there is one, is the quickest way to do that.  `key` tells the work from other work.
+        """
+        recorder = active.get()
+        if recorder is None:
+            work(*inputs, *outputs)
+            return
+        recorder.note(self, work, inputs, outputs, key, site)
+        with suspended():
+            work(*inputs, *outputs)
+
+    def recorded(
+        self, forward: Callable[..., Any], arrays: list[Any], params: dict[str, Any], result: Any, name: str, site: Any
+    ) -> Any:
+        """The `result` of a library's function in memory of the recording, where replays put what it gives then."""
+        outs = [
+            self.allocate(r.shape, r.dtype, site=site) for r in (result if isinstance(result, tuple) else (result,))
+        ]
+        numbers, count = {k: x for k, x in enumerate(arrays) if not hasattr(x, "strides")}, len(outs)
+
+        def again(*given: Any) -> None:  # it must not hold an Array
+            inputs, results = list(given[:-count]), given[-count:]
+            for k, x in numbers.items():
+                inputs.insert(k, x)
+            found = forward(*inputs, **params)
+            for y, r in zip(results, found if isinstance(found, tuple) else (found,), strict=True):
+                if r.shape != y.shape:
+                    raise CaptureError(
+                        f"{name}() at {describe(site)} gave {y.dtype}{list(y.shape)} when the step was recorded, and"
+                        f" {list(r.shape)} now\n  leave it out of the captured step"
+                    )
+                as_words(y)[...] = as_words(r)
+
+        inputs = [x for x in arrays if hasattr(x, "strides")]
+        self.perform(again, inputs, [y.data for y in outs], (name, params, numbers), site)
+        return tuple(outs) if isinstance(result, tuple) else outs[0]
+
+    def arena(self) -> Arena:
+        """New memory for a recording."""
+        return Arena(self.xp.empty)
+
+    def fill(self, data: Any, values: Any) -> None:
+        """Put `values`, an array of NumPy or of the device's library, in the memory of `data`."""
+        as_words(data)[...] = as_words(values)
+
+    @abstractmethod
+    def place(self, data: Any) -> Place:
+        """Where an array of the device's library lies."""
+
+    @abstractmethod
+    def base(self, data: Any) -> int:
+        """The address of the memory that an array of the device's library is part of."""
+
+    @abstractmethod
+    def at(self, place: Place) -> Any:
+        """An array of the device's library that lies there, and keeps no memory."""
 
     def from_device(self, array: Array, site: Site | None = None) -> Array:
         """A copy of a computed `array` of another device."""
@@ -90,6 +160,26 @@ class Device(ABC):
         when a value is read.
         """
         data = array.data
+        also(lambda: self._check_range(data, low, high, refuse, ignored))
+
+    def check_true(
+        self,
+        ok: Array,
+        bit: int,
+        refuse: Callable[[int], Exception],
+        undoing: Callable[[], Callable[[], None]] | None = None,
+    ) -> None:
+        """See that the one element of `ok`, a computed bool, is true; if not `bit` is set in the error word.
+
+        The error is `refuse(0)`, raised as by `check_range`.  Where that is later, what `undoing()` gives now is called
+        before, and for every check made since.
+        """
+        data = ok.data
+        also(lambda: self._check_true(data, bit, refuse, undoing))
+
+    def _check_range(
+        self, data: Any, low: int, high: int, refuse: Callable[[int], Exception], ignored: int | None
+    ) -> None:
         if not data.size or (data.min() >= low and data.max() <= high):
             return
         wrong = data[(data < low) | (data > high)]
@@ -98,15 +188,10 @@ class Device(ABC):
         if wrong.size:
             raise refuse(int(wrong[0]))
 
-    def check_true(
-        self, ok: Array, bit: int, refuse: Callable[[int], Exception], undo: Callable[[], None] | None = None
+    def _check_true(
+        self, ok: Any, bit: int, refuse: Callable[[int], Exception], undoing: Callable[[], Callable[[], None]] | None
     ) -> None:
-        """See that the one element of `ok`, a computed bool, is true; if not `bit` is set in the error word.
-
-        The error is `refuse(0)`, raised as by `check_range`.  Where that is later, `undo()` is called before, and for
-        every check made since.
-        """
-        if self.to_numpy(ok).item():
+        if ok.item():
             self._flagged &= ~bit
             return
         self._flagged |= bit
@@ -140,9 +225,6 @@ class Device(ABC):
     def describe(self) -> str:
         """What it is, in a line for `gpuad info`."""
         return f"engine {self.engine}"
-
-    def recycle(self, owner: Any, nbytes: int) -> None:  # noqa: B027  # most devices have nothing to do
-        """Keep the memory of a buffer that is going, for another."""
 
     def view(self, array: Array, data: Any, site: Site | None) -> Array:
         """An Array that looks at `data`, a view of the memory of the computed `array`."""

@@ -18,6 +18,7 @@ from ..dtype import DType
 from ..errors import DeviceError
 from ..fuse.kernel import Kernel
 from ..provenance import Site, describe
+from ..recording import Place
 from .device import Device
 
 
@@ -54,6 +55,18 @@ class Meta(Device):
         """A computed Array of the shape and dtype of `data`."""
         return self.allocate(data.shape, data.dtype, site=site)
 
+    def place(self, data: Any) -> Place:
+        """Never asked: nothing is recorded here."""
+        raise DeviceError("arrays on the meta device have no memory")
+
+    def base(self, data: Any) -> int:
+        """Never asked: nothing is recorded here."""
+        raise DeviceError("arrays on the meta device have no memory")
+
+    def at(self, place: Place) -> Any:
+        """Never asked: nothing is recorded here."""
+        raise DeviceError("arrays on the meta device have no memory")
+
     def run(self, kernel: Kernel) -> None:
         """Nothing: the results of the kernel are allocated already."""
 
@@ -65,13 +78,13 @@ class Meta(Device):
         shape, dtype = found
         return self.allocate(shape, dtype, site=site)
 
-    def check_range(
-        self, array: Array, low: int, high: int, refuse: Callable[[int], Exception], ignored: int | None = None
+    def _check_range(
+        self, data: Any, low: int, high: int, refuse: Callable[[int], Exception], ignored: int | None
     ) -> None:
         """Return: there are no values to check."""
 
-    def check_true(
-        self, ok: Array, bit: int, refuse: Callable[[int], Exception], undo: Callable[[], None] | None = None
+    def _check_true(
+        self, ok: Any, bit: int, refuse: Callable[[int], Exception], undoing: Callable[[], Callable[[], None]] | None
     ) -> None:
         """Return: there is no value to check."""
 

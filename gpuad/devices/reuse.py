@@ -23,27 +23,30 @@ LIMIT = 1 << 29  # bytes kept at most
 class Reuse:
     """Free blocks by size.  Safe on threads: each step is one operation of a dict or a list."""
 
-    def __init__(self) -> None:
+    def __init__(self, smallest: int = SMALLEST, limit: float = LIMIT) -> None:
+        self.smallest, self.limit = smallest, limit  # in bytes: of a block, and of all that are kept
         self.free: dict[int, list[Data]] = {}
         self.kept = 0  # bytes; approximate while threads race, and set right whenever everything is dropped
 
     def give(self, owner: Data) -> None:
         """Keep the memory of `owner`, if nobody else looks at it."""
-        if sys.getrefcount(owner) > 4 or not (
+        n = owner.nbytes
+        if n < self.smallest:
+            return
+        if sys.getrefcount(owner) > 3 or not (
             owner.flags.owndata and owner.flags.c_contiguous and owner.flags.writeable
         ):
-            return  # the references counted: the buffer's, the caller's and ours, and the argument
-        n = owner.nbytes
-        if self.kept + n > LIMIT:
+            return  # the references counted: the buffer's and ours, and the argument
+        if self.kept + n > self.limit:
             self.drop()
-            if n > LIMIT:
+            if n > self.limit:
                 return
         self.free.setdefault(n, []).append(owner)
         self.kept += n
 
     def take(self, shape: Shape, dtype: DType, nbytes: int) -> tuple[Data, Data]:
         """An array of undefined contents, and the array that owns its memory."""
-        blocks = self.free.get(nbytes) if nbytes >= SMALLEST else None
+        blocks = self.free.get(nbytes) if nbytes >= self.smallest else None
         if blocks:
             try:
                 owner = blocks.pop()

@@ -1,23 +1,26 @@
 """The compiled engine: kernels as machine code of the host, made from their emitted text.
 
 A Program belongs to a structure: it has the entries' addresses and a block of 8-byte slots in which lengths and strides
-stand already; a run writes the addresses of its arrays and its scalars, and calls.
+stand already; a Job writes the addresses of its arrays and its numbers, and calls.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from ..dtype import DType
+from ..recording import Live
 from . import threads
 from .compiler import CompilerError, library
 from .emit import emit
 from .kernel import Kernel, structure
-from .launch import Emitted, Entry, Parameter, arguments, value_of
+from .launch import Emitted, Entry, Parameter, arguments, cast, number_of
 from .prelude import HOST_PRELUDE, c_name
 
 GRAIN = 32768  # elements that a thread takes at a time, or one row or chunk if that has more
@@ -26,13 +29,15 @@ DRAWN = 16  # elements of a group for which random numbers are drawn together: o
 ALONE = 1 << 18  # element operations up to which one thread does not call the others
 FLOAT32: DType = np.dtype(np.float32)
 
+Number: TypeAlias = tuple[int, Any, tuple[DType, ...]]  # slot, value, and the dtypes it is cast to in turn
+
 _programs: dict[tuple[Any, ...], Program | CompilerError] = {}  # cache, cleared when it outgrows MAX_PROGRAMS
 MAX_PROGRAMS = 8192
 _functions: dict[str, list[int]] = {}  # the addresses of the entries of each code
 
 
-def run(kernel: Kernel) -> None:
-    """Compute the outputs of `kernel` into its `results`.  The caller holds the device's lock.
+def job(kernel: Kernel) -> Job:
+    """What computes the outputs of `kernel`: called under the device's lock, with the leaves' data and the results.
 
     Raises a CompilerError where the compiler refuses the kernel's text.
     """
@@ -50,7 +55,7 @@ def run(kernel: Kernel) -> None:
         _programs[key] = program
     if isinstance(program, CompilerError):  # each time, without asking the compiler again
         raise program
-    program.run(kernel)
+    return Job(program, kernel)
 
 
 class Program:
@@ -75,11 +80,54 @@ class Program:
             for address, entry in zip(addresses, entries, strict=False)
         ]
 
-    def run(self, kernel: Kernel) -> None:
-        """Compute the results of `kernel`, which has this structure."""
-        memory = None if self.keeps else [np.empty(n, dtype) for n, dtype in self.partials]
-        for call in self.calls:
-            call(kernel, memory)
+
+class Job:
+    """A program with the numbers of one kernel."""
+
+    __slots__ = ("numbers", "program")
+
+    def __init__(self, program: Program, kernel: Kernel) -> None:
+        self.program = program
+        self.numbers = [[(slot, *number_of(p, kernel)) for slot, p in call.scalars] for call in program.calls]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells the job from another: the program, and the numbers that are not live."""
+        fixed = [[(slot, type(x) if type(x) is Live else x) for slot, x, _ in numbers] for numbers in self.numbers]
+        return id(self.program), str(fixed)
+
+    def __call__(self, *arrays: Any) -> None:
+        addresses = [x.__array_interface__["data"][0] for x in arrays]
+        partials = None if self.program.keeps else self._memory()
+        for call, numbers in zip(self.program.calls, self.numbers):
+            if partials is not None:
+                call.memory = []  # what the slots were made with
+                call.point(partials)
+            call.fill(addresses, numbers)
+            call.run(call.place)
+
+    def _memory(self) -> list[Any]:
+        return [np.empty(n, dtype) for n, dtype in self.program.partials]
+
+    def bound(self, *arrays: Any) -> Callable[[], None]:
+        """The same for these arrays alone, whose memory the caller keeps: with slots of its own, ready to be read."""
+        addresses = [x.__array_interface__["data"][0] for x in arrays]
+        partials = self._memory()
+        calls = []
+        for call, numbers in zip(self.program.calls, self.numbers, strict=True):
+            own = call.copied()
+            own.memory = partials
+            own.point(partials)
+            own.fill(addresses, numbers)
+            calls.append((own, [entry for entry in numbers if type(entry[1]) is Live]))
+
+        def again() -> None:
+            for call, live in calls:
+                if live:
+                    call.put(live)
+                call.run(call.place)
+
+        return again
 
 
 def _without_partials(kernel: Kernel, entries: tuple[Entry, ...]) -> tuple[Parameter, ...]:
@@ -94,20 +142,17 @@ class Call:
     def __init__(
         self, address: int, entry: Entry, emitted: Emitted, kernel: Kernel, memory: list[Any], many: int, scratch: int
     ) -> None:
-        self.address, self.threads, self.scratch, self.memory = address, many, scratch, memory
+        self.memory = memory
+        self.pointers: list[tuple[int, int]] = []  # (slot, number) of each leaf, and of each result after the leaves
         self.partials: list[tuple[int, int]] = []
-        slots = bytearray(8 * len(entry.parameters))
-        self.words, self.floats = memoryview(slots).cast("q"), memoryview(slots).cast("f")
-        self.place = ctypes.addressof(ctypes.c_char.from_buffer(slots)) if slots else 0
-        self.leaves: list[tuple[int, int]] = []
-        self.outputs: list[tuple[int, int]] = []
         self.scalars: list[tuple[int, Parameter]] = []
+        self._over(bytearray(8 * len(entry.parameters)))
         given = arguments(emitted, entry, kernel, memory)
         for slot, (p, value) in enumerate(zip(entry.parameters, given, strict=True)):
             if p.kind == "leaf":
-                self.leaves.append((slot, p.index))
+                self.pointers.append((slot, p.index))
             elif p.kind == "output":
-                self.outputs.append((slot, p.index))
+                self.pointers.append((slot, len(kernel.leaves) + p.index))
             elif p.kind in ("scalar", "param"):
                 self.scalars.append((slot, p))
             elif p.kind in ("partial", "partials"):
@@ -116,33 +161,47 @@ class Call:
             else:
                 self.words[slot] = int(value)
         lengths = emitted.lengths(kernel)
-        self.items = lengths[entry.items]
+        items = lengths[entry.items]
         each = {"size": 1, "rows": kernel.cols, "chunks": kernel.rows * kernel.cols // max(lengths["chunks"], 1)}
-        self.grain = max(1, GRAIN // max(each.get(entry.items, 1), 1))
+        self.entry, self.shares = address, (items, max(1, GRAIN // max(each.get(entry.items, 1), 1)), scratch, many)
 
-    def __call__(self, kernel: Kernel, memory: list[Any] | None) -> None:
-        words, leaves, results = self.words, kernel.leaves, kernel.results
-        for slot, k in self.leaves:
-            words[slot] = leaves[k].data.__array_interface__["data"][0]
-        for slot, k in self.outputs:
-            words[slot] = results[k].__array_interface__["data"][0]
-        if memory is not None:
-            self.memory = []  # what the slots were made with
-            for slot, k in self.partials:
-                words[slot] = memory[k].ctypes.data
-        if self.scalars:
-            with np.errstate(all="ignore"):
-                for slot, p in self.scalars:
-                    self._scalar(slot, p, kernel)
-        threads.run(self.address, self.place, self.items, self.grain, self.scratch, self.threads)
+    def _over(self, slots: bytearray) -> None:
+        self.slots = slots
+        self.words, self.floats = memoryview(slots).cast("q"), memoryview(slots).cast("f")
+        self.place = ctypes.addressof(ctypes.c_char.from_buffer(slots)) if slots else 0
 
-    def _scalar(self, slot: int, p: Parameter, kernel: Kernel) -> None:
-        """Put the value of a scalar parameter in its slot."""
-        value = value_of(p, kernel)
-        if value.dtype == FLOAT32:
-            self.floats[2 * slot] = value
-        else:
-            self.words[slot] = int.from_bytes(value.tobytes().ljust(8, b"\0"), "little", signed=True)
+    def copied(self) -> Call:
+        """The same with slots of its own."""
+        twin = copy(self)
+        twin._over(bytearray(self.slots))
+        return twin
+
+    def point(self, partials: Sequence[Any]) -> None:
+        """Put the addresses of partial results in their slots."""
+        for slot, k in self.partials:
+            self.words[slot] = partials[k].ctypes.data
+
+    def fill(self, addresses: Sequence[int], numbers: Sequence[Number]) -> None:
+        """Put the addresses of leaves and results, and numbers, in their slots."""
+        words = self.words
+        for slot, k in self.pointers:
+            words[slot] = addresses[k]
+        if numbers:
+            self.put(numbers)
+
+    def put(self, numbers: Sequence[Number]) -> None:
+        """Put numbers in their slots."""
+        with np.errstate(all="ignore"):
+            for slot, x, dtypes in numbers:
+                value = cast(x, dtypes)
+                if value.dtype == FLOAT32:
+                    self.floats[2 * slot] = value
+                else:
+                    self.words[slot] = int.from_bytes(value.tobytes().ljust(8, b"\0"), "little", signed=True)
+
+    def run(self, place: int) -> None:
+        """Call the entry, with the slots at an address."""
+        threads.run(self.entry, place, *self.shares)
 
 
 def _compiled(emitted: Emitted) -> list[int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import os
 import warnings
+from typing import Any
 
 from ..array import TOTAL, Array
 from ..errors import DeviceError
@@ -39,22 +40,20 @@ def engine() -> str:
     return "compiled"
 
 
-def run(kernel: Kernel) -> None:
-    """Compute the outputs of `kernel` into its `results`."""
+def job(kernel: Kernel) -> Any:
+    """What computes the outputs of `kernel`, called with the data of its leaves and then its `results`."""
     if engine() == "numpy":
-        host.run(kernel)
-        return
+        return host.job(kernel)
     from . import compiled, row_functions
     from .compiler import CompilerError
 
     try:
         if compiles(kernel):
-            compiled.run(kernel)
-        else:
-            host.run(kernel, row_functions.compiled)
+            return compiled.job(kernel)
+        return host.job(kernel, row_functions.compiled)
     except CompilerError as error:
         warnings.warn(f"a kernel runs with NumPy, which is slower: {error}", RuntimeWarning, stacklevel=2)
-        host.run(kernel)
+        return host.job(kernel)
 
 
 def compiles(kernel: Kernel) -> bool:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..array import ROW, SOURCE, TOTAL, Array
 from ..dtype import DType, compute_dtype
+from ..recording import Live
 from .kernel import Kernel, inexact, row_shape, structure
 from .totals import CHUNK, GROUP, Total
 
@@ -41,8 +42,8 @@ _pool: ThreadPoolExecutor | None = None
 RowFunction = Callable[[Any, tuple[DType, ...], DType], Callable[..., Any]]
 
 
-def run(kernel: Kernel, row_function: RowFunction | None = None) -> None:
-    """Compute the outputs of `kernel` into its `results`.
+def job(kernel: Kernel, row_function: RowFunction | None = None) -> Job:
+    """What computes the outputs of `kernel`: called with the leaves' data and the results.
 
     `row_function(op, operands, result)` is what computes functions of one value a row that NumPy rounds otherwise than
     the compiled engine; without it NumPy does.
@@ -53,8 +54,30 @@ def run(kernel: Kernel, row_function: RowFunction | None = None) -> None:
         if len(_programs) >= MAX_PROGRAMS:
             _programs.clear()
         program = _programs[key] = Program(kernel, row_function)
-    with _lock, np.errstate(all="ignore"):
-        program.run(kernel)
+    return Job(program, kernel)
+
+
+class Job:
+    """A program with the numbers of one kernel."""
+
+    __slots__ = ("params", "program", "scalars")
+
+    def __init__(self, program: Program, kernel: Kernel) -> None:
+        nodes = kernel.nodes
+        self.program = program
+        self.scalars = [nodes[place].inputs[operand] for _, place, operand, _ in program.scalars]
+        self.params = [nodes[place].params for place in program.positions]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells the job from another: the program, and the numbers that are not live."""
+        fixed = [[type(x) if type(x) is Live else x for x in numbers] for numbers in (self.scalars, *self.params)]
+        return id(self.program), str(fixed)
+
+    def __call__(self, *arrays: Any) -> None:
+        params = [tuple([x.value() if type(x) is Live else x for x in values]) for values in self.params]
+        with _lock, np.errstate(all="ignore"):
+            self.program.run(arrays, self.scalars, params)
 
 
 def _cast(x: Any, out: Data) -> None:
@@ -74,6 +97,7 @@ class Program:
         self.space, self.row_shape = kernel.space, row_shape(kernel.space)
         self.steps: list[tuple[int, Any, Any, int, int]] = []  # (kind or arity, function, inputs, output register)
         self.scalars: list[tuple[int, int, int, DType]] = []  # (register, node, operand, dtype)
+        self.positions: list[int] = []  # the node of each step of that kind
         self.leaves: list[tuple[int, int]] = []  # (register, layout) of each leaf
         self.writes: list[tuple[int, int]] = []  # (register, layout) of each output that is not a total
         self.totals: list[Total] = []
@@ -198,7 +222,8 @@ class Program:
                 ins.append(register)
             out = self._output(id(node), written, layout, raw, node.dtype, layouts)
             if op.fusion == SOURCE:
-                self.steps.append((POSITION, op.numpy, place, 0, out))
+                self.steps.append((POSITION, op.numpy, len(self.positions), 0, out))
+                self.positions.append(place)
             elif op.fusion == ROW:
                 self.steps.append((REDUCE, op.numpy.reduce, ins[0], 0, out))
             else:
@@ -292,22 +317,23 @@ class Program:
 
     # --- running ----------------------------------------------------------------------------
 
-    def run(self, kernel: Kernel) -> None:
-        """Compute the results of `kernel`, which has this structure."""
+    def run(self, arrays: Sequence[Data], scalars: Sequence[Any], params: Sequence[tuple[Any, ...]]) -> None:
+        """Compute the results: `arrays` are the leaves and then them, `scalars` and `params` the numbers of a Job."""
+        results = arrays[len(self.leaves) :]
         partials = [total.allocate(self.rows, self.cols, self.flat) for total in self.totals]
-        bound = self._bind(kernel)
+        bound = self._bind(arrays, scalars, results)
         blocks = self.blocks if self.rows else []
         if self.parallel:
             half = self._half(blocks)
-            future = _executor().submit(self._walk, kernel, bound, blocks[half:], partials, 1)
+            future = _executor().submit(self._walk, params, bound, blocks[half:], partials, 1)
             try:
-                self._walk(kernel, bound, blocks[:half], partials, 0)
+                self._walk(params, bound, blocks[:half], partials, 0)
             finally:
                 future.result()  # whatever happens: the other walker writes to memory that the next kernel uses
         else:
-            self._walk(kernel, bound, blocks, partials, 0)
+            self._walk(params, bound, blocks, partials, 0)
         for total, partial in zip(self.totals, partials):
-            total.finish(partial, kernel.results[total.output])
+            total.finish(partial, results[total.output])
 
     def _half(self, blocks: list[tuple[int, int, int, int]]) -> int:
         """Where to split the blocks for two walkers: between the groups of rows that are summed together."""
@@ -317,15 +343,17 @@ class Program:
                 return k
         return len(blocks)
 
-    def _bind(self, kernel: Kernel) -> list[tuple[int, int, Any]]:
+    def _bind(
+        self, arrays: Sequence[Data], scalars: Sequence[Any], results: Sequence[Data]
+    ) -> list[tuple[int, int, Any]]:
         """(register, layout, data) of every leaf, scalar and output, as the space sees it."""
         bound: list[tuple[int, int, Any]] = []
         shape = (1, self.rows * self.cols) if self.flat else (self.rows, self.cols)
-        for (register, layout), leaf in zip(self.leaves, kernel.leaves):
-            bound.append((register, layout, self._shaped(leaf.data, layout, shape)))
-        for register, place, operand, dtype in self.scalars:
-            bound.append((register, ONE, _as_scalar(kernel.nodes[place].inputs[operand], dtype)))
-        for (register, layout), data in zip(self.writes, kernel.results):
+        for (register, layout), data in zip(self.leaves, arrays):
+            bound.append((register, layout, self._shaped(data, layout, shape)))
+        for (register, _, _, dtype), x in zip(self.scalars, scalars):
+            bound.append((register, ONE, _as_scalar(x.value() if type(x) is Live else x, dtype)))
+        for (register, layout), data in zip(self.writes, results):
             if register >= 0:
                 bound.append((register, layout, self._shaped(data, layout, shape)))
         return bound
@@ -343,7 +371,7 @@ class Program:
 
     def _walk(
         self,
-        kernel: Kernel,
+        params: Sequence[tuple[Any, ...]],
         bound: list[tuple[int, int, Any]],
         blocks: list[tuple[int, int, int, int]],
         partials: list[Data],
@@ -356,7 +384,7 @@ class Program:
             if layout == ONE or (whole and layout != STRIDED):
                 registers[register] = data
         sliced = [entry for entry in bound if entry[1] == STRIDED or (entry[1] != ONE and not whole)]
-        nodes, steps = kernel.nodes, self.steps
+        steps = self.steps
         with np.errstate(all="ignore"):
             for r0, r1, c0, c1 in blocks:
                 if shape != (r1 - r0, c1 - c0):
@@ -381,7 +409,7 @@ class Program:
                     elif kind == REDUCE:
                         function(registers[a], -1, None, registers[out], True)
                     elif kind == POSITION:
-                        function(nodes[a].params, r0 * self.cols + c0, registers[out])
+                        function(params[a], r0 * self.cols + c0, registers[out])
                     else:
                         function.add(registers[a], partials[b], r0, c0)
         for register, _, _ in bound:

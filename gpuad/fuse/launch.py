@@ -10,6 +10,7 @@ import numpy as np
 
 from ..array import Array, Shape
 from ..dtype import DType, compute_dtype
+from ..recording import Live
 from .kernel import Kernel
 from .prelude import c_name
 from .totals import CHUNK
@@ -163,18 +164,46 @@ def arguments(emitted: Emitted, entry: Entry, kernel: Kernel, partials: Sequence
 
     `kernel` has the structure that was emitted, and its `results`; `partials` is memory for `partial_sizes`.
     """
+    arrays = [*[leaf.data for leaf in kernel.leaves], *kernel.results]
+    return filled(entry, numbers(emitted, entry, kernel), arrays, len(kernel.leaves), partials)
+
+
+def filled(
+    entry: Entry, given: Sequence[Any], arrays: Sequence[Any], leaves: int, partials: Sequence[Any]
+) -> list[Any]:
+    """What to pass to `entry`: `given`, as `numbers` gave it, with arrays: `leaves` leaves, then the results."""
+    found = []
+    for p, x in zip(entry.parameters, given, strict=True):
+        if p.kind == "leaf":
+            found.append(arrays[p.index])
+        elif p.kind == "output":
+            found.append(arrays[leaves + p.index])
+        elif p.kind in ("partial", "partials"):
+            found.append(partials[p.index])
+        else:
+            found.append(cast(x.live, x.dtypes) if type(x) is Unread else x)
+    return found
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A live number, and the dtypes it is cast to in turn."""
+
+    live: Live
+    dtypes: tuple[DType, ...]
+
+
+def numbers(emitted: Emitted, entry: Entry, kernel: Kernel) -> list[Any]:
+    """What to pass to `entry`, in order: NumPy scalars of the declared dtype, Unread ones, and None for arrays."""
     lengths = emitted.lengths(kernel)
     found: list[Any] = []
     for p in entry.parameters:
-        if p.kind == "leaf":
-            found.append(kernel.leaves[p.index].data)
-        elif p.kind == "output":
-            found.append(kernel.results[p.index])
-        elif p.kind in ("partial", "partials"):
-            found.append(partials[p.index])
+        if p.kind in ("leaf", "output", "partial", "partials"):
+            found.append(None)
         elif p.kind in ("scalar", "param"):
             with np.errstate(all="ignore"):
-                found.append(value_of(p, kernel))
+                x, dtypes = number_of(p, kernel)
+                found.append(Unread(x, dtypes) if type(x) is Live else cast(x, dtypes))
         elif p.kind == "stride":
             found.append(scalar(strides_of(kernel.leaves[p.index], len(kernel.space))[p.slot], p.dtype))
         else:
@@ -182,20 +211,28 @@ def arguments(emitted: Emitted, entry: Entry, kernel: Kernel, partials: Sequence
     return found
 
 
-def value_of(p: Parameter, kernel: Kernel) -> Any:
-    """The value of a "scalar" or "param", as a NumPy scalar of the declared dtype: infinite where it is beyond that.
+def number_of(p: Parameter, kernel: Kernel) -> tuple[Any, tuple[DType, ...]]:
+    """The number that a "scalar" or "param" is, perhaps a Live one, and the dtypes to cast it to, in turn.
 
-    NumPy warns of that unless the caller has told it not to.
+    It is infinite where it is beyond a dtype; NumPy warns of that unless the caller has told it not to.
     """
     node = kernel.nodes[p.index]
     if p.kind == "scalar":
-        return scalar(node.inputs[p.slot], p.dtype)
-    value = node.params[p.slot]
-    return scalar(scalar(value, node.dtype) if p.dtype == compute_dtype(node.dtype) else value, p.dtype)
+        return node.inputs[p.slot], (p.dtype,)
+    return node.params[p.slot], (node.dtype, p.dtype) if p.dtype == compute_dtype(node.dtype) else (p.dtype,)
+
+
+def cast(value: Any, dtypes: Sequence[DType]) -> Any:
+    """`value` as a NumPy scalar of the last of `dtypes`, rounded to each in turn."""
+    for dtype in dtypes:
+        value = scalar(value, dtype)
+    return value
 
 
 def scalar(value: Any, dtype: DType) -> Any:
     """`value` as a NumPy scalar of `dtype`."""
+    if type(value) is Live:
+        value = value.value()
     if type(value) is int and dtype == INT64:
         value = (value + (1 << 63)) % (1 << 64) - (1 << 63)  # the words of random numbers are unsigned
     return np.asarray(value).astype(dtype)[()]

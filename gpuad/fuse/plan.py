@@ -23,6 +23,7 @@ from weakref import ref
 
 from ..array import ANCHOR, ELEMENTWISE, ROW, SOURCE, TOTAL, Array, Shape
 from ..errors import GpuadError
+from ..recording import active
 from .kernel import Kernel, row_shape, space_of, watchers
 from .totals import CHUNK
 
@@ -186,8 +187,11 @@ def _run(roots: Sequence[Array], nodes: list[Array], space: Shape, wanted: set[i
             if any(x is leaf for leaf in leaves):
                 x.op, x.data, x.inputs = _LOST, None, ()
         raise
+    recorder = active.get()
     for y, m in zip(outputs, made, strict=True):
         assert m.buffer is not None
+        if recorder is not None:
+            recorder.wrote(m.buffer)
         y.compute(m.data, m.buffer)
 
 

@@ -15,14 +15,15 @@ from .compiler import library
 
 TEXT = r"""
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 
 typedef long long int64;
 typedef void (*Entry)(const void* slots, int64 first, int64 last, unsigned char* scratch);
 
-// Threads; how often an idle one looks for work before it sleeps: some 25 microseconds, for the core may be wanted by
-// the threads of a BLAS library; bytes of scratch memory that a thread keeps.
-enum { MOST = 64, LOOKS = 2000, KEPT = 4 << 20 };
+// Threads; how often an idle one looks for work before it sleeps, some 0.3 ms; after how many looks it lets others have
+// the core, if there are any; bytes of scratch memory that a thread keeps.
+enum { MOST = 64, LOOKS = 20000, POLITE = 256, KEPT = 4 << 20 };
 
 static struct {
     Entry entry;
@@ -69,7 +70,8 @@ static int work(int thread) {
     return 0;
 }
 
-static void pause_a_little(void) {
+static void pause_a_little(int look) {
+    if (look % POLITE == POLITE - 1) sched_yield();
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
@@ -82,7 +84,7 @@ static void* help(void* which) {
     long done = 0;
     for (;;) {
         for (int look = 0; look < LOOKS && __atomic_load_n(&task.number, __ATOMIC_ACQUIRE) == done; ++look)
-            pause_a_little();
+            pause_a_little(look);
         if (__atomic_load_n(&task.number, __ATOMIC_ACQUIRE) == done) {
             pthread_mutex_lock(&lock);
             __atomic_fetch_add(&sleeping, 1, __ATOMIC_SEQ_CST);
@@ -140,7 +142,8 @@ extern "C" int run(Entry entry, const void* slots, int64 items, int64 grain, int
     }
     const int failed = work(0);
     __atomic_store_n(&task.open, 0, __ATOMIC_SEQ_CST);
-    while (__atomic_load_n(&task.joined, __ATOMIC_SEQ_CST)) pause_a_little();
+    for (int look = 0; __atomic_load_n(&task.joined, __ATOMIC_SEQ_CST); look = (look + 1) % POLITE)
+        pause_a_little(look);
     return failed;
 }
 """

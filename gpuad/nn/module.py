@@ -20,6 +20,7 @@ from ..errors import DataError, DTypeError, GradientError
 from ..fuse.plan import realize
 from ..node import Leaf
 from ..provenance import here
+from ..recording import active
 from ..tensor import Tensor
 
 # --- parameters -------------------------------------------------------------------------------
@@ -207,6 +208,9 @@ class Module(metaclass=_Naming):
         raise NotImplementedError(f"{type(self).__name__} has no forward()")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        recorder = active.get()
+        if recorder is not None:
+            recorder.modules[id(self)] = self
         return self.forward(*args, **kwargs)
 
     # --- what is in it ----------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -133,8 +134,12 @@ def _whole_features(device: Any, x: Any) -> Any:
         return x
     copy = device.allocate(x.shape, x.dtype).data
     with device.using():
-        as_words(copy)[...] = as_words(x)
+        device.perform(_copy_words, [x], [copy], "copy")
     return copy
+
+
+def _copy_words(x: Any, out: Any) -> None:
+    as_words(out)[...] = as_words(x)
 
 
 class _Attention(Opaque):
@@ -156,7 +161,8 @@ class _Attention(Opaque):
         y, lse = _turned(device, q, v, site), device.allocate(q.shape[:3], compute_dtype(q.dtype), site=site)
         if device.computes:
             with device.lock, device.using():
-                device.attention(q, k, v).forward(q, k, v, y.data, lse.data, **params)
+                kernel = partial(device.attention(q, k, v).forward, **params)
+                device.perform(kernel, [q, k, v], [y.data, lse.data], (self.name, params), site)
         return y, lse
 
     def plan(self, traced: tuple[bool, ...]) -> tuple[int, ...] | None:
@@ -228,7 +234,8 @@ class _Backward(Opaque):
             dq, dk, dv = [x.data for x in found]
         if device.computes:
             with device.lock, device.using():
-                device.attention(q, k, v).backward(q, k, v, y, lse, g, dq, dk, dv, **params)
+                kernel = partial(device.attention(q, k, v).backward, **params)
+                device.perform(kernel, [q, k, v, y, lse, g], [dq, dk, dv], (self.name, params), site)
         return found
 
 

@@ -10,10 +10,12 @@ Reference composition: cross_entropy(linear(x, weight), targets).
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 from ..array import Array, describe
 from ..convert import as_operand
+from ..devices.words import as_words
 from ..dtype import INTEGERS, DType, compute_dtype, int32, int64, result_dtype
 from ..errors import DataError, DTypeError, IndexRangeError, ShapeError
 from ..fuse.plan import realize, realize_all
@@ -90,7 +92,11 @@ def _write(device: Any, place: Array, rows: slice, values: Tensor) -> None:
     found = realize(values.array).data
     if device.computes:
         with device.using():
-            place.data[rows] = found
+            device.perform(_put, [found], [place.data[rows]], "put")
+
+
+def _put(x: Any, out: Any) -> None:
+    as_words(out)[...] = as_words(x)
 
 
 class _Head(Opaque):
@@ -132,7 +138,8 @@ class _Head(Opaque):
                 if device.computes:
                     with device.lock, device.using():
                         data = [a.data for a in (x, weight, targets, logits, losses, dx, dweight)]
-                        kernel.run(*data, ignored=ignored, smoothing=smoothing)
+                        run = partial(kernel.run, ignored=ignored, smoothing=smoothing)
+                        device.perform(run, data[:3], data[3:], (self.name, ignored, smoothing, chunk), site)
             loss = sum(Tensor(losses))
         return realize(loss.array), dx, dweight
 

@@ -23,6 +23,8 @@ from ..fuse.plan import realize
 from ..op import Inferred, Opaque, broadcast_shape
 from ..provenance import describe as describe_site
 from ..provenance import here
+from ..recording import active
+from ..recording import refuse as refuse_in_capture
 from ..tensor import Tensor
 from .compare import where
 from .create import arange
@@ -146,6 +148,9 @@ def _values(index: Tensor) -> Any:
             f"a mask {describe(index)} on the meta device selects an unknown number of elements, at {user_line()}\n"
             "  use where(mask, ...), or a mask that is a NumPy array"
         )
+    refuse_in_capture(
+        f"the mask {describe(index)}, which selects another number of elements each time", "use where(mask, ...)"
+    )
     return realize(index.array).data
 
 
@@ -183,7 +188,7 @@ def _checked(index: Tensor, host: Any, length: int, axis: int, x: Tensor) -> Ten
     """
     if index.size == 0 or (host is None and not index.device.computes):
         return index
-    if host is None and not index.device.waits:
+    if host is None and (not index.device.waits or active.get() is not None):  # the same steps for every index
         line, what = user_line(), describe(x)
         low = 0 if index.dtype.kind == "u" else -length
         index.device.check_range(

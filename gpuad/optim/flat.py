@@ -21,11 +21,13 @@ from ..fuse.plan import exclusive, realize, realize_all
 from ..op.base import same_device
 from ..ops.compare import equal, where
 from ..ops.copying import copy
-from ..ops.create import full, zeros
+from ..ops.create import constant, full, zeros
 from ..ops.elementwise import square
 from ..ops.join import concat, stack
 from ..ops.reduce import sum as sum_
 from ..ops.shape import astype, reshape
+from ..provenance import here
+from ..recording import Live, Recorder, active, refuse
 from ..tensor import Tensor
 
 
@@ -142,16 +144,27 @@ class Flat:
         ]
         return astype(concat(parts), compute_dtype(self.dtype))
 
-    def moving(self, gradients: Sequence[Array | None], options: Callable[[int], tuple[float, ...]]) -> Segments:
-        """The parameters that have gradients, with what `options` gives for the step that each takes."""
-        weights, m, v = self.arrays
-        values = self.values if self.master else weights
-        assert values is not None
+    @property
+    def memory(self) -> list[Any]:
+        """What a kernel that takes the step writes: the values, and where they are not among them the weights, then
+        each state."""
+        assert self.values is not None or not self.master
+        found = [self.values] if self.master else []
+        return [a.data for a in (*found, *self.arrays) if a is not None]
+
+    def moving(
+        self, gradients: Sequence[Any], memory: Sequence[Any], options: Callable[[int], tuple[float, ...]]
+    ) -> Segments:
+        """The parameters that have gradients, with what `options` gives for the step that each takes.
+
+        `gradients` and `memory` are arrays of the device's library.
+        """
+        values, *master, m, v = memory
         chosen = [k for k, (g, size) in enumerate(zip(gradients, self.sizes, strict=True)) if g is not None and size]
         kinds = {n: kind for kind, n in enumerate(dict.fromkeys(self.steps[k] + 1 for k in chosen))}
         return Segments(
             values,
-            weights if self.master else None,
+            master[0] if master else None,
             m,
             v,
             [self.starts[k] for k in chosen],
@@ -169,9 +182,35 @@ class Flat:
             [full(p.size, v, dtype=dtype, device=self.device) for p, v in zip(self.parameters, values, strict=True)]
         )
 
+    def number(self, f: Callable[[], float]) -> Any:
+        """f(), or in a recording a scalar that asks for it again in each replay."""
+        if active.get() is None:
+            return f()
+        return Tensor(constant.make((), self.full, self.device, (Live(f),), here()))
+
     def by_step(self, f: Callable[[int], float]) -> Any:
         """f(the number of the step that is being taken) for each parameter, spread."""
+        if len(set(self.steps)) == 1:
+            return self.number(lambda: f(self.steps[0] + 1))
+        refuse("parameters that have taken different numbers of steps", "give them optimizers of their own")
         return self.spread([f(n + 1) for n in self.steps])
+
+    def guard(self, recorder: Recorder) -> None:
+        """Have `recorder` see to it that the arrays stay where they are, and options but the learning rate as well."""
+        recorder.saw(self.parameters)
+        recorder.state.append(lambda: [a for a in (self.values, *self.arrays) if a is not None])
+        recorder.kept.update(self.device.base(data) for data in self.memory)
+        options = {name: value for name, value in self.group.items() if name not in ("params", "lr")}
+        places = [self.device.place(a.data) for a in self.arrays]
+
+        def same() -> bool:
+            return (
+                not self.loaded
+                and all(self.group[name] == value for name, value in options.items())
+                and [self.device.place(a.data) for a in self.arrays] == places
+            )
+
+        recorder.guards.append(same)
 
 
 class Weigh:
@@ -232,6 +271,11 @@ def writable(flats: Sequence[Flat]) -> Iterator[None]:
                 if not exclusive(array, 2):
                     flat.arrays[k] = _copied(array)
             del array
+            if (recorder := active.get()) is not None:
+                for array in (flat.values, *flat.arrays):
+                    if array is not None and array.buffer is not None:
+                        recorder.wrote(array.buffer)
+                del array
         yield
     finally:
         for flat in flats:

@@ -7,6 +7,7 @@ The kernel writes where it reads, by itself: the engine gives a result the memor
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 from weakref import ref
 
@@ -24,12 +25,14 @@ from ..ops.compare import isfinite, logical_not, where
 from ..ops.reduce import sum as sum_
 from ..provenance import describe as describe_site
 from ..provenance import here
+from ..recording import active, also
 from ..tensor import Tensor
 from ..trace import no_grad
 from .flat import Flat, Weigh, limit, norm_of, replace
 
 Group = dict[str, Any]
 Refuse = Callable[[int], Exception]
+Undoing = Callable[[], Callable[[], None]]
 
 
 class Optimizer:
@@ -97,23 +100,26 @@ class Optimizer:
         if not flats:
             return
         called = f"{name}()" if flats[0].device.waits else f"{name}() at {describe_site(here())}"
-        refuse, undo = _refusal(self.parameters, gradients, called), _undoing(flats)
+        refuse, undoing = _refusal(self.parameters, gradients, called), partial(_undoing, flats)
+        recorder = active.get()
         with no_grad():
             for flat in flats:
                 flat.follow()
-            if not self._stepped_at_once(flats, gradients, refuse, undo):
-                self._step_by_rule(flats, gradients, refuse, undo)
-        for flat in flats:
-            flat.steps = [n + (gradients[k] is not None) for n, k in zip(flat.steps, flat.places, strict=True)]
+                if recorder is not None:
+                    flat.guard(recorder)
+            if not self._stepped_at_once(flats, gradients, refuse, undoing):
+                self._step_by_rule(flats, gradients, refuse, undoing)
+        moved = [[gradients[k] is not None for k in flat.places] for flat in flats]
+        also(partial(_count, flats, moved))
 
     def _stepped_at_once(
-        self, flats: list[Flat], gradients: list[Tensor | None], refuse: Refuse, undo: Callable[[], None]
+        self, flats: list[Flat], gradients: list[Tensor | None], refuse: Refuse, undoing: Undoing
     ) -> bool:
         """Take the step in a kernel of the device for it, if it has one; whether it has."""
         return False
 
     def _step_by_rule(
-        self, flats: list[Flat], gradients: list[Tensor | None], refuse: Refuse, undo: Callable[[], None]
+        self, flats: list[Flat], gradients: list[Tensor | None], refuse: Refuse, undoing: Undoing
     ) -> None:
         """Take the step in fused kernels."""
         device = flats[0].device
@@ -132,7 +138,7 @@ class Optimizer:
             g = where(finite, g * factor if isinstance(factor, Tensor) else g, 0)
             changed.append(self._changed(flat, weigh, g))
         replace(flats, changed)
-        device.check_true(whole.array, NON_FINITE, refuse, undo)
+        device.check_true(whole.array, NON_FINITE, refuse, undoing)
 
     def _changed(self, flat: Flat, weigh: Weigh, g: Tensor) -> list[Tensor]:
         """What `rule` gives, the weights in the dtype they have."""
@@ -350,6 +356,12 @@ def _refusal(parameters: list[Tensor], gradients: list[Tensor | None], called: s
     return refuse
 
 
+def _count(flats: list[Flat], moved: list[list[bool]]) -> None:
+    """Count a step for the parameters that have moved."""
+    for flat, of_flat in zip(flats, moved, strict=True):
+        flat.steps = [n + moves for n, moves in zip(flat.steps, of_flat, strict=True)]
+
+
 def _undoing(flats: list[Flat]) -> Callable[[], None]:
     """What sets the numbers of steps back to what they are now."""
     before = [(ref(flat), flat.steps) for flat in flats]
@@ -363,4 +375,4 @@ def _undoing(flats: list[Flat]) -> Callable[[], None]:
     return undo
 
 
-__all__ = ["Group", "Optimizer", "Refuse", "clip_grad_norm"]
+__all__ = ["Group", "Optimizer", "Refuse", "Undoing", "clip_grad_norm"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from ..errors import DataError
@@ -12,7 +13,7 @@ from ..fuse.plan import realize_all
 from ..ops.elementwise import sqrt, square
 from ..tensor import Tensor
 from .flat import Flat, Weigh, collected, writable
-from .optimizer import Group, Optimizer, Refuse
+from .optimizer import Group, Optimizer, Refuse, Undoing
 
 
 class SGD(Optimizer):
@@ -40,12 +41,13 @@ class SGD(Optimizer):
         o = flat.group
         if o["weight_decay"]:
             g = g + weigh(o["weight_decay"]) * p
+        rate = weigh(flat.number(lambda: o["lr"]))
         if not state:
-            return [p - weigh(o["lr"]) * g]
+            return [p - rate * g]
         momentum = weigh(o["momentum"], 1.0)
         velocity = state[0] * momentum + g
         direction = g + momentum * velocity if o["nesterov"] else velocity
-        return [p - weigh(o["lr"]) * direction, velocity]
+        return [p - rate * direction, velocity]
 
 
 class Adam(Optimizer):
@@ -73,31 +75,38 @@ class Adam(Optimizer):
     def rule(self, flat: Flat, weigh: Weigh, g: Tensor, p: Tensor, *state: Tensor) -> list[Tensor]:
         """As in PyTorch: the corrections for the bias of m and v are in the size of the step."""
         (m, v), o = state, flat.group
-        (b1, b2), lr, decay = o["betas"], o["lr"], o["weight_decay"]
+        (b1, b2), decay = o["betas"], o["weight_decay"]
         if decay and not self.decoupled:
             g = g + weigh(decay) * p
         m = m + weigh(1 - b1) * (g - m)
         v = v * weigh(b2, 1.0) + weigh(1 - b2) * square(g)
-        size = flat.by_step(lambda n: lr / (1 - b1**n))
+        size = flat.by_step(lambda n: o["lr"] / (1 - b1**n))
         root = flat.by_step(lambda n: math.sqrt(1 - b2**n))
         if decay and self.decoupled:
-            p = p * weigh(1 - lr * decay, 1.0)
+            p = p * weigh(flat.number(lambda: 1 - o["lr"] * decay), 1.0)
         return [p - weigh(size) * (m / (sqrt(v) / root + o["eps"])), m, v]
 
     def _stepped_at_once(
-        self, flats: list[Flat], gradients: list[Tensor | None], refuse: Refuse, undo: Callable[[], None]
+        self, flats: list[Flat], gradients: list[Tensor | None], refuse: Refuse, undoing: Undoing
     ) -> bool:
         kernel = flats[0].device.adam([flat.dtype for flat in flats]) if type(self).rule is Adam.rule else None
         if kernel is None:
             return False
         arrays = [collected(flat, [gradients[k] for k in flat.places]) for flat in flats]
         realize_all([a for of_flat in arrays for a in of_flat if a is not None])
+        moving = [[a is not None for a in of_flat] for of_flat in arrays]
+
+        def take(*data: Any) -> None:
+            left, parts = iter(data), []
+            given = [[next(left) if moves else None for moves in of_flat] for of_flat in moving]
+            for flat, gradients in zip(flats, given, strict=True):
+                memory = list(islice(left, len(flat.arrays) + flat.master))
+                parts.append(flat.moving(gradients, memory, partial(self._options_of_step, flat.group)))
+            kernel.step(parts, self.max_grad_norm, refuse, undoing())
+
+        inputs = [a.data for of_flat in arrays for a in of_flat if a is not None]
         with writable(flats):
-            parts = [
-                flat.moving(given, partial(self._options_of_step, flat.group))
-                for flat, given in zip(flats, arrays, strict=True)
-            ]
-            kernel.step(parts, self.max_grad_norm, refuse, undo)
+            flats[0].device.perform(take, inputs, [data for flat in flats for data in flat.memory], "adam")
         return True
 
     def _options_of_step(self, group: Group, n: int) -> tuple[float, ...]:

@@ -18,6 +18,8 @@ from ..models import GPT, GPTConfig, sample
 from ..optim import AdamW, cosine_with_warmup
 from ..random import Generator
 from ..remat import checkpoint
+from ..replay import capture
+from ..tensor import Tensor
 from ..trace import no_grad
 from .runs import VERSION, Run
 from .settings import Settings
@@ -52,6 +54,7 @@ class Job:
             no_decay=lambda p: p.ndim < 2,
             max_grad_norm=s.max_grad_norm,
         )
+        self.take = capture(self._take)
         self.done = 0  # steps
         self.seconds = 0.0  # that they took, with evaluating and saving
 
@@ -117,15 +120,19 @@ class Job:
     def step(self, tokens: npt.NDArray[np.int64]) -> float:
         """The loss on `tokens`, after a step that makes it smaller."""
         self.optimizer.lr = self.rate(self.done)
-        loss = self.model.loss(asarray(tokens, device=self.device))
-        loss.backward()
-        value = float(loss.item())
+        value = float(self.take(asarray(tokens, device=self.device)).item())
         if not math.isfinite(value):
             raise NonFiniteError(f"the loss is {value}")
-        self.optimizer.step()
-        self.optimizer.zero_grad()
         self.done += 1
         return value
+
+    def _take(self, tokens: Tensor) -> Tensor:
+        """A step on `tokens`; the loss before it."""
+        loss = self.model.loss(tokens)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss
 
     def held_out_loss(self, windows: int) -> float:
         """The loss on that many windows of the held-out text."""

@@ -189,7 +189,7 @@ class ndarray:
 
     def reshape(self, *shape: Any, order: str = "C", copy: Any = None) -> ndarray:
         shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
-        return view_or_copy(self, self._host.reshape(shape, order=order))
+        return view_or_copy(self, self._host.reshape(shape, order=order, copy=copy))
 
     def view(self, dtype: Any = None, type: Any = None) -> ndarray:
         return view_of(self, self._host.view() if dtype is None else self._host.view(np.dtype(dtype)))
