@@ -184,7 +184,12 @@ OTHERS = [
     ),
     *(("scatter_add.cu", {"T": t, "INDEX": "int64"}) for t in ("float32", "float64", *HALVES)),
     *(("norm.cu", {"T": t}) for t in ("float32", *HALVES)),
-    *(("adamw.cu", {"T": t, "G": g}) for t in ("float32", *HALVES) for g in sorted({"float32", t})),
+    *(
+        ("adamw.cu", {"T": t, "G": g, "S": s})
+        for t in ("float32", *HALVES)
+        for g in sorted({"float32", t})
+        for s in sorted({"float32", g})
+    ),
 ]
 TEXTS = [
     *(
@@ -621,13 +626,13 @@ def test_norm_of_nothing_is_zero():
 class Parameter:
     """Values, gradient, m and v in memory of their own, and maybe master weights."""
 
-    def __init__(self, size, dtype, gradient, seed, master=False, shifted=False, kind=0):
+    def __init__(self, size, dtype, gradient, seed, master=False, shifted=False, kind=0, state=np.float32):
         place = misaligned if shifted else on_device
         start = np.random.default_rng(seed).standard_normal(size)
         self.values = place(start.astype(dtype))
         self.gradient = place(np.random.default_rng(seed + 100).standard_normal(size).astype(gradient))
         self.master = place(start.astype(np.float32)) if master else None
-        self.m, self.v = (place(np.zeros(size, np.float32)) for _ in range(2))
+        self.m, self.v = (place(np.zeros(size, state)) for _ in range(2))
         self.size, self.kind = size, kind
 
     def segment(self, with_gradient=True):
@@ -647,7 +652,7 @@ def options(step, lr, decay, decoupled, b1=0.9, b2=0.999, eps=1e-8):
 def adamw(parameters, kinds, outcome=(0.0, 1.0, 1.0), segments=None):
     """One step by the kernel."""
     first = parameters[0]
-    of = entries("adamw.cu", T=first.values.dtype.name, G=first.gradient.dtype.name)["adamw"]
+    of = entries("adamw.cu", T=first.values.dtype.name, G=first.gradient.dtype.name, S=first.m.dtype.name)["adamw"]
     table, blocks = segment_table(segments or [p.segment() for p in parameters])
     tables = on_device(table), np.int32(len(table)), on_device(np.array(kinds, np.float32))
     run(of, launch_over_segments(blocks), *tables, on_device(np.array(outcome, np.float32)))
@@ -686,6 +691,22 @@ def test_adamw_has_the_bits_of_its_composition():
             p.gradient /= step
     for p, t in zip(parameters, ours, strict=True):
         np.testing.assert_array_equal(p.values, t.numpy())
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_adamw_all_in_half_types_has_the_bits_of_its_composition(dtype):
+    dtype = np.dtype(dtype)
+    parameters = [Parameter(n, dtype, dtype, k, state=dtype) for k, n in enumerate((5, 4097))]
+    ours = [gpuad.Tensor(gpuad.asarray(p.values).array).requires_grad_() for p in parameters]
+    optimizer = gpuad.optim.AdamW(ours, lr=0.01, weight_decay=0.1, master_weights=False, state_dtype=dtype)
+    for step in (1, 2, 3):
+        optimizer.update([gpuad.asarray(p.gradient) for p in parameters])
+        adamw(parameters, [options(step, 0.01, 0.1, True)])
+    state = optimizer.state_dict()
+    for k, (p, t) in enumerate(zip(parameters, ours, strict=True)):
+        assert p.values.tobytes() == t.numpy().tobytes()
+        assert p.m.tobytes() == state[f"m.{k}"].numpy().tobytes()
+        assert p.v.tobytes() == state[f"v.{k}"].numpy().tobytes()
 
 
 @pytest.mark.parametrize("dtype", HALVES)

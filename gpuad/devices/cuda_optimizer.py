@@ -34,9 +34,10 @@ def takes(dtypes: Iterable[DType]) -> bool:
 
 
 @functools.cache
-def text(file: str, dtype: DType) -> str:
-    """What follows the prelude, for parameters and gradients of one dtype."""
-    return f"#define T {c_name(dtype)}\n#define G {c_name(dtype)}\n" + source(file)
+def text(file: str, dtype: DType, state: DType) -> str:
+    """What follows the prelude, for parameters and gradients of one dtype, and states of another."""
+    types = {"T": dtype, "G": dtype, "S": state}
+    return "".join(f"#define {name} {c_name(of)}\n" for name, of in types.items()) + source(file)
 
 
 class Adam:
@@ -57,9 +58,9 @@ class Adam:
         A norm that is not finite is flagged, as by `Device.check_true` with `refuse` and `undo`.
         """
         device = self.device
-        groups: dict[DType, list[Segments]] = {}
+        groups: dict[tuple[DType, DType], list[Segments]] = {}
         for part in parts:
-            groups.setdefault(part.values.dtype, []).append(part)
+            groups.setdefault((part.values.dtype, part.m.dtype), []).append(part)
         lengths = [sum(len(p.starts) for p in group) for group in groups.values()]
         blocks = [sum(_blocks(g.size) for p in group for g in p.gradients) for group in groups.values()]
         kinds = sum(len(p.options) for p in parts)
@@ -75,26 +76,31 @@ class Adam:
             tables = [memory[COLUMNS * sum(lengths[:k]) :] for k in range(len(lengths))]
             given = list(zip(groups, tables, map(np.int32, lengths), blocks, strict=True))
             self._norm(given, partial, max_norm, outcome, device.checks.begin(refuse, undo))
-            for dtype, table, length, n in given:
-                self._launch("adamw.cu", dtype, "adamw", [table, length, options, outcome], n)
+            for dtypes, table, length, n in given:
+                self._launch("adamw.cu", dtypes, "adamw", [table, length, options, outcome], n)
 
     def _norm(
-        self, given: list[tuple[DType, Any, Any, int]], partial: Any, max_norm: float | None, outcome: Any, number: Any
+        self,
+        given: list[tuple[tuple[DType, DType], Any, Any, int]],
+        partial: Any,
+        max_norm: float | None,
+        outcome: Any,
+        number: Any,
     ) -> None:
         """Put the norm, what clips it, and whether all is well, in `outcome`."""
         first = 0
-        for dtype, table, length, n in given:
-            self._launch("norm.cu", dtype, "gradient_squares", [table, length, partial[first:]], n)
+        for dtypes, table, length, n in given:
+            self._launch("norm.cu", dtypes, "gradient_squares", [table, length, partial[first:]], n)
             first += n
         limit = np.float32(np.inf if max_norm is None else max_norm)
         arguments = [partial, np.int64(partial.size), limit, outcome, self.device.checks.memory().data, number]
         self._launch("norm.cu", given[0][0], "gradient_norm", arguments, 1, NORM_THREADS)
 
     def _launch(
-        self, file: str, dtype: DType, name: str, given: list[Any], blocks: int, threads: int = THREADS
+        self, file: str, dtypes: tuple[DType, DType], name: str, given: list[Any], blocks: int, threads: int = THREADS
     ) -> None:
         if blocks:
-            self.device.launcher.launch(text(file, dtype), name, given, Geometry(blocks, threads))
+            self.device.launcher.launch(text(file, *dtypes), name, given, Geometry(blocks, threads))
 
 
 def _blocks(size: int) -> int:

@@ -14,6 +14,7 @@ from itertools import accumulate
 from typing import Any
 
 from ..array import Array, describe
+from ..attribution import assign
 from ..devices.segments import Segments
 from ..dtype import HALVES, DType, compute_dtype
 from ..errors import DTypeError
@@ -39,17 +40,24 @@ class Flat:
     """
 
     def __init__(
-        self, parameters: list[Tensor], places: list[int], group: dict[str, Any], states: int, master_weights: bool
+        self,
+        parameters: list[Tensor],
+        places: list[int],
+        group: dict[str, Any],
+        states: int,
+        master_weights: bool,
+        state_dtype: DType | None = None,
     ) -> None:
         self.parameters, self.places, self.group = parameters, places, group
         self.dtype, self.device = parameters[0].dtype, parameters[0].device
         self.master = master_weights and self.dtype in HALVES
+        self.state = self.full if state_dtype is None else state_dtype  # the dtype that states are kept in
         self.steps = [0] * len(parameters)  # how often each has moved
         self.shapes = [p.shape for p in parameters]
         self.sizes = [math.prod(shape) for shape in self.shapes]
         self.starts = [0, *accumulate(self.sizes)][:-1]
         self.loaded = False  # have weights come that may not fit the values?
-        state = [zeros(sum(self.sizes), dtype=self.full, device=self.device) for _ in range(states)]
+        state = [zeros(sum(self.sizes), dtype=self.state, device=self.device) for _ in range(states)]
         realize_all([s.array for s in state])
         values = self._values()
         weights = realize(astype(Tensor(values), self.full).array) if self.master else values
@@ -77,6 +85,9 @@ class Flat:
         self.arrays = arrays
         self.values: Array | None = values
         self.views = self.segments(values)
+        for k, array in enumerate(arrays):
+            assign(array, "optimizer state" if k or self.master else "parameter")
+        assign(values, "parameter")
         for p, view in zip(self.parameters, self.views, strict=True):
             p.data = view
 
@@ -119,13 +130,13 @@ class Flat:
         weights = self.arrays[0]
         if self.master:
             given = [p.detach() if x is None else x for p, x in zip(self.parameters, master, strict=True)]
-            weights = self._gathered(given)
+            weights = self._gathered(given, self.full)
             self.loaded = True
-        self.arrays, self.steps = [weights, *[self._gathered(state) for state in states]], steps
+        self.arrays, self.steps = [weights, *[self._gathered(state, self.state) for state in states]], steps
 
-    def _gathered(self, parts: Sequence[Tensor]) -> Array:
-        """`parts` side by side, as a state is kept."""
-        flat: Tensor = concat([reshape(x, -1) for x in parts]).to(self.full)
+    def _gathered(self, parts: Sequence[Tensor], dtype: DType) -> Array:
+        """`parts` side by side."""
+        flat: Tensor = concat([reshape(x, -1) for x in parts]).to(dtype)
         return realize(flat.to(self.device).array)
 
     def _lies_flat(self, a: Array) -> bool:

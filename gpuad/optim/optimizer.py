@@ -15,9 +15,10 @@ import numpy as np
 
 from .. import tree
 from ..array import describe
+from ..attribution import during, ledgers, mark
 from ..convert import as_operand, asarray
 from ..devices.device import NON_FINITE
-from ..dtype import DType, is_float
+from ..dtype import DType, as_dtype, is_float
 from ..errors import DataError, DeviceError, DTypeError, GradientError, NonFiniteError, ShapeError
 from ..fuse.plan import realize, realize_all
 from ..nn.module import Module
@@ -42,7 +43,9 @@ class Optimizer:
     that weight decay leaves alone; `max_grad_norm` bounds the norm of all gradients together.
 
     With `master_weights` parameters of half types have float32 weights beside them, which take the steps; the
-    parameters are these, rounded.  Without, a step that is too small to be seen in a half type is lost.
+    parameters are these, rounded.  Without, a step that is too small to be seen in a half type is lost.  States are
+    float32 for half types too, unless `state_dtype` says otherwise: with bfloat16 and no master weights AdamW takes 8
+    bytes a parameter, gradients included, as PyTorch's does, and loses what bfloat16 cannot hold.
     """
 
     def __init__(
@@ -53,10 +56,14 @@ class Optimizer:
         no_decay: Callable[[Tensor], bool] | None,
         max_grad_norm: float | None,
         master_weights: bool,
+        state_dtype: Any = None,
     ) -> None:
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise DataError(f"max_grad_norm= is a positive number or None, got {max_grad_norm}")
         self.max_grad_norm, self.state = max_grad_norm, state
+        kept = None if state_dtype is None else as_dtype(state_dtype)
+        if kept is not None and not is_float(kept):
+            raise DTypeError(f"state_dtype= is a floating-point dtype or None, got {kept}")
         groups = _groups(params, options)
         self.parameters: list[Tensor] = [p for group in groups for p in group["params"]]
         self.param_groups: list[Group] = groups if no_decay is None else _divided(groups, no_decay)
@@ -67,7 +74,7 @@ class Optimizer:
             for p in group["params"]:
                 kinds.setdefault(p.dtype, []).append(p)
             self._flats += [
-                Flat(ps, [place[id(p)] for p in ps], group, len(state), master_weights) for ps in kinds.values()
+                Flat(ps, [place[id(p)] for p in ps], group, len(state), master_weights, kept) for ps in kinds.values()
             ]
 
     def rule(self, flat: Flat, weigh: Weigh, g: Tensor, p: Tensor, *state: Tensor) -> list[Tensor]:
@@ -102,7 +109,7 @@ class Optimizer:
         called = f"{name}()" if flats[0].device.waits else f"{name}() at {describe_site(here())}"
         refuse, undoing = _refusal(self.parameters, gradients, called), partial(_undoing, flats)
         recorder = active.get()
-        with no_grad():
+        with no_grad(), during("step"):
             for flat in flats:
                 flat.follow()
                 if recorder is not None:
@@ -111,6 +118,8 @@ class Optimizer:
                 self._step_by_rule(flats, gradients, refuse, undoing)
         moved = [[gradients[k] is not None for k in flat.places] for flat in flats]
         also(partial(_count, flats, moved))
+        if ledgers:
+            mark("step end")
 
     def _stepped_at_once(
         self, flats: list[Flat], gradients: list[Tensor | None], refuse: Refuse, undoing: Undoing
@@ -141,9 +150,9 @@ class Optimizer:
         device.check_true(whole.array, NON_FINITE, refuse, undoing)
 
     def _changed(self, flat: Flat, weigh: Weigh, g: Tensor) -> list[Tensor]:
-        """What `rule` gives, the weights in the dtype they have."""
-        weights, *state = self.rule(flat, weigh, g, *map(Tensor, flat.arrays))
-        return [weights.to(flat.arrays[0].dtype), *state]
+        """What `rule` gives, in the dtypes that weights and states have."""
+        changed = self.rule(flat, weigh, g, *map(Tensor, flat.arrays))
+        return [new.to(old.dtype) for new, old in zip(changed, flat.arrays, strict=True)]
 
     def _ordered(self, gradients: Any) -> list[Tensor | None]:
         """The gradients in the order of `self.parameters`, checked."""

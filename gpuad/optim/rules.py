@@ -30,11 +30,14 @@ class SGD(Optimizer):
         no_decay: Callable[[Tensor], bool] | None = None,
         max_grad_norm: float | None = None,
         master_weights: bool = True,
+        state_dtype: Any = None,
     ) -> None:
         if nesterov and not momentum:
             raise DataError("nesterov looks ahead along the momentum, which is 0; set momentum=0.9, say")
         options = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-        super().__init__(params, options, ("momentum",) if momentum else (), no_decay, max_grad_norm, master_weights)
+        super().__init__(
+            params, options, ("momentum",) if momentum else (), no_decay, max_grad_norm, master_weights, state_dtype
+        )
 
     def rule(self, flat: Flat, weigh: Weigh, g: Tensor, p: Tensor, *state: Tensor) -> list[Tensor]:
         """As in PyTorch, without dampening."""
@@ -66,11 +69,12 @@ class Adam(Optimizer):
         no_decay: Callable[[Tensor], bool] | None = None,
         max_grad_norm: float | None = None,
         master_weights: bool = True,
+        state_dtype: Any = None,
     ) -> None:
         if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1 and eps > 0):
             raise DataError(f"{type(self).__name__}() needs betas from 0 to below 1 and eps > 0, got {betas} and {eps}")
         options = {"lr": lr, "betas": (betas[0], betas[1]), "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, options, ("m", "v"), no_decay, max_grad_norm, master_weights)
+        super().__init__(params, options, ("m", "v"), no_decay, max_grad_norm, master_weights, state_dtype)
 
     def rule(self, flat: Flat, weigh: Weigh, g: Tensor, p: Tensor, *state: Tensor) -> list[Tensor]:
         """As in PyTorch: the corrections for the bias of m and v are in the size of the step."""
@@ -89,7 +93,8 @@ class Adam(Optimizer):
     def _stepped_at_once(
         self, flats: list[Flat], gradients: list[Tensor | None], refuse: Refuse, undoing: Undoing
     ) -> bool:
-        kernel = flats[0].device.adam([flat.dtype for flat in flats]) if type(self).rule is Adam.rule else None
+        dtypes = [dtype for flat in flats for dtype in (flat.dtype, flat.state)]
+        kernel = flats[0].device.adam(dtypes) if type(self).rule is Adam.rule else None
         if kernel is None:
             return False
         arrays = [collected(flat, [gradients[k] for k in flat.places]) for flat in flats]
@@ -132,6 +137,7 @@ class AdamW(Adam):
         no_decay: Callable[[Tensor], bool] | None = None,
         max_grad_norm: float | None = None,
         master_weights: bool = True,
+        state_dtype: Any = None,
     ) -> None:
         super().__init__(
             params,
@@ -142,6 +148,7 @@ class AdamW(Adam):
             no_decay=no_decay,
             max_grad_norm=max_grad_norm,
             master_weights=master_weights,
+            state_dtype=state_dtype,
         )
 
 
