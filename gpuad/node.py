@@ -11,6 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .array import Array
+from .attribution import ledgers, release
 from .buffer import fingerprint
 from .errors import MutationError
 from .provenance import Site, describe
@@ -30,7 +31,7 @@ class Node:
     asks; None altogether once a sweep has freed it.  What it keeps knows that it is kept.
     """
 
-    __slots__ = ("op", "order", "parents", "saved", "site")
+    __slots__ = ("__weakref__", "op", "order", "parents", "saved", "site")
 
     def __init__(self, op: Any, parents: list[Link | None], saved: list[Any] | None, site: Site | None) -> None:
         self.op, self.parents, self.saved, self.site = op, parents, saved, site
@@ -45,6 +46,8 @@ class Node:
                     array = v if type(v) is Array else bottom(v)
                     if array is not None:
                         array.kept -= 1
+                        if ledgers:
+                            release(array, self.op.name)
 
     def __del__(self) -> None:
         self.release()

@@ -19,6 +19,7 @@ import numpy as np
 
 from . import random, tree
 from .array import Array, describe
+from .attribution import during
 from .buffer import fingerprint
 from .dtype import WEAK, is_float
 from .errors import CaptureError, RecomputeError
@@ -336,7 +337,7 @@ class Checkpointed(Op):
     def again(self, inputs: Sequence[Any]) -> list[Any]:
         """The differentiable outputs, computed again from `inputs`: the arguments, then the captured tensors."""
         region = Region(self.record, replay=list(inputs[self.arguments :]))
-        with self.draws.repeated(), region.running():
+        with self.draws.repeated(), region.running(), during("recompute"):
             out = self.call([Tensor(x, region) for x in inputs[: self.arguments]])
         if region.step != len(self.record.ops):
             name, site = self.record.ops[region.step]

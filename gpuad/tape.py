@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .array import ANCHOR, OPAQUE, Array, describe
+from .attribution import assign, during, ledgers, mark, scope, scopes
 from .convert import asarray
 from .errors import FreedTapeError, GradientError, ShapeError
 from .fuse.plan import realize_all
@@ -42,6 +43,8 @@ def sweep(
         node, k = link
         if type(node) is Leaf:
             leaves[node] = leaves[node] + g if node in leaves else g
+            if ledgers:
+                assign(leaves[node].array, "gradient")
             arrived.append(leaves[node])
             return
         found = cotangents.get(node)
@@ -68,6 +71,7 @@ def sweep(
                 realize_all(together)
             arrived.clear()
         token = blamed.set(node.site)
+        scoped = scope.set(scopes.get(node, ())) if ledgers else None
         try:
             cotangent: Any = parts[0] if len(parts) == 1 else parts
             pulled = op.pull(cotangent, _unpack(node, attached), [p is not None for p in parents])
@@ -76,6 +80,8 @@ def sweep(
                     push(parent, part)
         finally:
             blamed.reset(token)
+            if scoped is not None:
+                scope.reset(scoped)
         del parts, cotangent, pulled
         if not retain:
             node.release()
@@ -129,14 +135,19 @@ def backward(y: Tensor, gradient: Any = None, retain_graph: bool = False, create
             raise ShapeError(f"gradient= is {describe(seed)}, but backward() was called on {describe(y)}")
     if seed.trace is None and seed.data.buffer is not None and seed.data.buffer.borrowed:
         seed = copy(seed)  # or a gradient that is a view of it would change under the user
-    if create_graph:
-        found = sweep([(y.link, seed)], attached=True, retain=True)
-    else:  # who asks for the gradient of y will look at y, which costs little in a kernel of the sweep
-        also = y if _needs_no_product(y.array) else None
-        found = sweep([(y.link, seed)], retain=retain_graph, also=also)
-        realize_all([g.array for g in (*found.values(), *([also] if also is not None else []))])
-    for leaf, g in found.items():
-        accumulate(leaf, g, create_graph)
+    if ledgers:
+        mark("forward end")
+    with during("backward"):
+        if create_graph:
+            found = sweep([(y.link, seed)], attached=True, retain=True)
+        else:  # who asks for the gradient of y will look at y, which costs little in a kernel of the sweep
+            also = y if _needs_no_product(y.array) else None
+            found = sweep([(y.link, seed)], retain=retain_graph, also=also)
+            realize_all([g.array for g in (*found.values(), *([also] if also is not None else []))])
+        for leaf, g in found.items():
+            accumulate(leaf, g, create_graph)
+    if ledgers:
+        mark("backward end")
 
 
 def _needs_no_product(array: Array) -> bool:
@@ -159,15 +170,15 @@ def accumulate(leaf: Leaf, g: Tensor, attached: bool) -> None:
         old = leaf.grad
         if old is None:
             leaf.grad = g.alias()
-            return
-        if attached:
+        elif attached:
             leaf.grad = old + g
-            return
-        total = Tensor(old.data) + Tensor(g.array)
-        leaf.grad = None
-        del old  # so that the sum may take over its memory
-        realize_all([total.data])
-        leaf.grad = total
+        else:
+            total = Tensor(old.data) + Tensor(g.array)
+            leaf.grad = None
+            del old  # so that the sum may take over its memory
+            realize_all([total.data])
+            leaf.grad = total
+        assign(leaf.grad.array, "gradient")
 
 
 operators.backward = backward

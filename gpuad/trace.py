@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from .array import Array
+from .attribution import began, begin, keep, ledgers
 from .convert import as_operand
 from .dtype import WEAK
 from .errors import EscapedTensorError
@@ -98,7 +99,12 @@ def apply(op: Any, args: Sequence[Any], params: dict[str, Any]) -> Any:
         if region is not None and (top is None or top.id <= region.id):
             return region.apply(op, args, params)
     if top is None:
+        if ledgers:
+            begin(op)
         y = op.evaluate(arrays, params, here(2))
+        if ledgers:
+            for array in y if type(y) is tuple else (y,):
+                began(array)
         if linked and horizon.get() <= 0:
             return attach(op, [None if type(a) in WEAK else a.link for a in args], arrays, y, params, None)
         return Tensor(y) if type(y) is Array else tuple([Tensor(k) for k in y])
@@ -131,15 +137,15 @@ def attach(
 
 def record(op: Any, parents: list[Link | None], values: list[Any], y: Any, params: dict[str, Any]) -> Node | None:
     """The node of one operation, or None if no derivative flows through it."""
-    keep = op.plan(tuple([p is not None for p in parents]))
-    if keep is None:
+    wanted = op.plan(tuple([p is not None for p in parents]))
+    if wanted is None:
         return None
     ys = y if type(y) is tuple else (y,)
     made = bottom(ys[0])
     assert made is not None
     n = len(values)
     saved: list[Any] = [None] * (n + len(ys))
-    for k in keep:
+    for k in wanted:
         v = values[k] if k < n else ys[k - n]
         if isinstance(v, Tensor):
             v = v.alias()  # the user may rebind theirs
@@ -152,7 +158,12 @@ def record(op: Any, parents: list[Link | None], values: list[Any], y: Any, param
     saved.append(op.likeness(values, y))
     if params:
         saved.extend(params.values())
-    return Node(op, parents, saved, made.site)
+    node = Node(op, parents, saved, made.site)
+    if ledgers:
+        for v in saved[: n + len(ys)]:
+            if (array := bottom(v)) is not None:
+                keep(array, node)
+    return node
 
 
 def _escaped(op: Any, args: Sequence[Any], trace: Trace) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from . import tree
 from .array import describe
+from .attribution import during
 from .convert import as_operand
 from .dtype import is_float
 from .errors import DTypeError, GpuadError, ShapeError
@@ -61,7 +62,8 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[An
                 raise ShapeError(f"a cotangent is {describe(ct)}, but the output is {dtype}{list(size)}")
             if link is not None:
                 seeds.append((link, ct.to(dtype)))
-        gradients = sweep(seeds, retain=retain)
+        with during("backward"):
+            gradients = sweep(seeds, retain=retain)
         parts = [
             gradients[n].alias() if n in gradients else zeros_like(x) for n, x in zip(nodes, primal_values, strict=True)
         ]

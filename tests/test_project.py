@@ -26,7 +26,7 @@ README = ROOT / "README.md"
 LAYERS = (
     ("errors", "provenance", "files", "tree", "dtype"),
     ("buffer",),
-    ("array",),
+    ("array", "attribution"),
     ("recording",),
     ("devices.device", "devices.special", "devices.reuse", "devices.words", "fuse"),
     ("devices",),

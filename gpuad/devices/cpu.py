@@ -138,7 +138,7 @@ class CPU(Device):
         refuse("what Python puts into tensors", "make the tensor before, or pass it to the step as an argument")
         if not copy:
             return self.adopt(data, borrowed=True, site=site)
-        array = self.allocate(data.shape, data.dtype, site=site)
+        array = self.allocate(data.shape, data.dtype, "input", site)
         array.data[...] = data
         return array
 

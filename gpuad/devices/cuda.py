@@ -28,11 +28,6 @@ from .cuda_launch import Launcher
 from .device import Device
 from .words import as_words, operands_as_words
 
-PRODUCTS: dict[str, Callable[..., None]] = {
-    "matmul": cuda_products.matmul,
-    "linear": cuda_products.linear,
-    "linear_weight": cuda_products.linear_weight,
-}
 INSTALL = 'pip install "gpuad[cuda12x]" (for CUDA 13 drivers "gpuad[cuda13x]")'
 OLDEST = 14  # the first CuPy with bfloat16, and views that never copy
 
@@ -135,7 +130,7 @@ class Cuda(Device):
     def from_numpy(self, data: np.ndarray[Any, Any], *, copy: bool = True, site: Site | None = None) -> Array:
         """An Array with the contents of `data`."""
         refuse("what Python puts into tensors", "make the tensor before, or pass it to the step as an argument")
-        array = self.allocate(data.shape, data.dtype, site=site)
+        array = self.allocate(data.shape, data.dtype, "input", site)
         with self.using():
             array.data.set(np.asarray(data, order="C"))
         return array
@@ -240,7 +235,7 @@ class Cuda(Device):
                 return self._adopted(result, site)
             shape, dtype = op.infer(arrays, params)
             out = self.allocate(shape, dtype, site=site)
-            into = partial(PRODUCTS.get(op.name) or partial(_into_with_cupy, op), self, **params)
+            into = partial(cuda_products.PRODUCTS.get(op.name) or partial(_into_with_cupy, op), self, **params)
             self.perform(into, arrays, [out.data], (op.name, params), site)
             return out
 

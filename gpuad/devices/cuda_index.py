@@ -67,8 +67,7 @@ def scatter_add(device: Any, x: Any, index: Any, axis: int, length: int) -> Any:
     before, width = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
     index, order, starts = _segments(device, index, length)
     blocks = -(-index.size // PIECE)
-    sums = (2 * (index.size // PIECE + 1), before * width)
-    partial = device.allocate(sums, compute_dtype(x.dtype), "workspace")
+    partial = device.allocate(_sums(index, before * width), compute_dtype(x.dtype), "workspace")
     sizes = [np.int64(n) for n in (before, index.size, length, width)]
     grid = Geometry(blocks, THREADS, layers=min(-(-before * width // THREADS), MOST_LAYERS))
     code, run = text(x.dtype, index.dtype), device.launcher.launch
@@ -102,6 +101,20 @@ def recurrence(device: Any, a: Any, b: Any, axis: int, reverse: bool) -> Any:
         given = [a, b, y, np.int64(steps), np.int64(y.size // steps), np.bool_(reverse)]
         device.launcher.launch(for_dtype(_RECURRENCE, y.dtype), "recurrence", given, flat(y.size // steps))
     return xp.moveaxis(y, 0, axis)
+
+
+def workspace(device: Any, name: str, arrays: list[Any], params: dict[str, Any]) -> None:
+    """Take the memory of ours that the op `name` takes beside its result, and give it back."""
+    if name == "scatter_add":
+        (x, index), axis, length = arrays, params["axis"], params["length"]
+        if x.size and length:
+            width = math.prod(x.shape[:axis]) * math.prod(x.shape[axis + index.ndim :])
+            device.allocate(_sums(index, width), compute_dtype(x.dtype), "workspace")
+
+
+def _sums(index: Any, width: int) -> tuple[int, int]:
+    """The shape of the sums of pieces: of each, those of its first and of its last segment."""
+    return 2 * (index.size // PIECE + 1), width
 
 
 BY_NAME: dict[str, Callable[..., Any]] = {

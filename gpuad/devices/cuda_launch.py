@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..array import Array
 from ..dtype import DType
 from ..fuse.emit import emit
 from ..fuse.geometry import SHARED, Geometry, flat, geometry, width_of, without_columns
@@ -125,14 +126,14 @@ class Job:
     def __call__(self, *arrays: Any) -> None:
         memory = self._memory()
         for entry, given, shape in self.steps:
-            full = filled(entry, given, arrays, self.leaves, memory)
+            full = filled(entry, given, arrays, self.leaves, [m.data for m in memory])
             self.launcher.launch(self.code, entry.name, full, shape, self.macros)
 
     def bound(self, *arrays: Any) -> Callable[[], None]:
         """The same for these arrays alone, whose memory the caller keeps, ready to be launched."""
         memory, calls = self._memory(), []
         for entry, given, shape in self.steps:
-            full = filled(entry, given, arrays, self.leaves, memory)
+            full = filled(entry, given, arrays, self.leaves, [m.data for m in memory])
             function = self.launcher.function(self.code, entry.name, full, shape, self.macros).copied()
             function.fill(full)
             calls.append((function, [(k, x) for k, x in enumerate(given) if type(x) is Unread], shape, memory))
@@ -145,8 +146,8 @@ class Job:
 
         return again
 
-    def _memory(self) -> list[Any]:
-        return [self.launcher.device.allocate((n,), dtype, "workspace").data for n, dtype in self.partials]
+    def _memory(self) -> list[Array]:
+        return [self.launcher.device.allocate((n,), dtype, "workspace") for n, dtype in self.partials]
 
 
 def settings(emitted: Emitted, kernel: Kernel) -> str:

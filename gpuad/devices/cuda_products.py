@@ -7,6 +7,7 @@ takes float16 through float32.  Half types add up in float32.  Integers go throu
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +27,14 @@ def matmul(device: Any, a: Any, b: Any, out: Any) -> None:
     """out = a @ b for a [..., m, k] and b [..., k, n]; out [..., m, n] is contiguous."""
     if not out.size:
         return
-    if not a.shape[-1]:
-        out.fill(0)
-    elif a.dtype.name not in _TYPES:
-        device.xp.matmul(a, b, out=out)
-    else:
+    if a.shape[-1] and a.dtype.name in _TYPES:
         _multiply(device, *by_rows(a, b, out))
+    elif not device.computes:
+        return
+    elif not a.shape[-1]:
+        out.fill(0)
+    else:
+        device.xp.matmul(a, b, out=out)
 
 
 def linear(device: Any, a: Any, w: Any, out: Any) -> None:
@@ -41,15 +44,25 @@ def linear(device: Any, a: Any, w: Any, out: Any) -> None:
 
 def linear_weight(device: Any, g: Any, a: Any, out: Any) -> None:
     """out = the sum of g[r, :, None] * a[r, None, :] over all rows of g [..., n] and a [..., k]."""
-    matmul(device, _whole(device, g).T, _whole(device, a), out)
+    (g, _g), (a, _a) = _whole(device, g), _whole(device, a)
+    matmul(device, g.T, a, out)
 
 
-def _whole(device: Any, x: Any) -> Any:
-    """`x` as one matrix of all its rows; a copy where no strides give it."""
+def _whole(device: Any, x: Any) -> tuple[Any, Any]:
+    """`x` as one matrix of all its rows; and the Array that holds it, where no strides give it and it is a copy."""
     found = flat(x)
-    if found is None:
-        found = device.xp.ascontiguousarray(as_words(x)).view(x.dtype).reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    return found
+    if found is not None:
+        return found, None
+    held = _copied(device, x)
+    return flat(held.data), held
+
+
+def _copied(device: Any, x: Any) -> Any:
+    """A contiguous copy of `x`, an Array; on a meta device one without contents."""
+    held = device.allocate(x.shape, x.dtype, "workspace")
+    if device.computes:
+        as_words(held.data)[...] = as_words(x)
+    return held
 
 
 def _multiply(device: Any, a: Any, b: Any, out: Any) -> None:
@@ -57,9 +70,11 @@ def _multiply(device: Any, a: Any, b: Any, out: Any) -> None:
 
     It stores matrices by columns, so it is asked for the transpose of `out`: that of b times that of a.
     """
-    cuda, cublas = device.xp.cuda, _cublas(device.xp)
     batch = out.shape[:-2]
     left, right = _operand(device, a, batch), _operand(device, b, batch)
+    if not device.computes:
+        return
+    cuda, cublas = device.xp.cuda, _cublas(device.xp)
     m, n, k = out.shape[-2], out.shape[-1], a.shape[-1]
     name = out.dtype.name
     wide = "float64" if name == "float64" else "float32"
@@ -70,12 +85,13 @@ def _multiply(device: Any, a: Any, b: Any, out: Any) -> None:
     count, algorithm = math.prod(batch), cublas.CUBLAS_GEMM_DEFAULT
     if count == 1:
         cublas.gemmEx(
-            *(*shape, one, right.pointer, kind, right.row, left.pointer, kind, left.row),
+            *(*shape, one, right.data.data.ptr, kind, right.row, left.data.data.ptr, kind, left.row),
             *(zero, out.data.ptr, kind, n, compute, algorithm),
         )
     else:
         cublas.gemmStridedBatchedEx(
-            *(*shape, one, right.pointer, kind, right.row, right.step, left.pointer, kind, left.row, left.step),
+            *(*shape, one, right.data.data.ptr, kind, right.row, right.step),
+            *(left.data.data.ptr, kind, left.row, left.step),
             *(zero, out.data.ptr, kind, n, m * n, count, compute, algorithm),
         )
 
@@ -84,10 +100,10 @@ def _multiply(device: Any, a: Any, b: Any, out: Any) -> None:
 class Operand:
     """Matrices as cuBLAS takes them: whether they are to be turned, the steps to a next row and a next matrix.
 
-    Steps are in elements.  `held` is the memory of a copy.
+    Steps are in elements.  `held` is what holds a copy.
     """
 
-    pointer: int
+    data: Any
     turned: int
     row: int
     step: int
@@ -98,12 +114,11 @@ def _operand(device: Any, x: Any, batch: Shape) -> Operand:
     """`x`, broadcast over `batch`; a copy of it where its matrices do not lie as cuBLAS can read them."""
     if x.shape[:-2] != batch:
         x = device.xp.broadcast_to(x, (*batch, *x.shape[-2:]))
-    held, between, lies = None, step(x), layout(x)
-    if between is None or lies is None:
-        held = device.allocate(x.shape, x.dtype, "workspace")
-        as_words(held.data)[...] = as_words(x)
-        x, between, lies = held.data, math.prod(x.shape[-2:]), (0, x.shape[-1])
-    return Operand(x.data.ptr, *lies, between, held)
+    between, lies = step(x), layout(x)
+    if between is not None and lies is not None:
+        return Operand(x, *lies, between, None)
+    held = _copied(device, x)
+    return Operand(held.data, 0, x.shape[-1], math.prod(x.shape[-2:]), held)
 
 
 def _cublas(xp: Any) -> Any:
@@ -113,3 +128,6 @@ def _cublas(xp: Any) -> Any:
         raise DeviceError(
             f'cuBLAS is missing: {error}\n  pip install "cupy-cuda12x[ctk]", or cupy-cuda13x[ctk]'
         ) from None
+
+
+PRODUCTS: dict[str, Callable[..., None]] = {"matmul": matmul, "linear": linear, "linear_weight": linear_weight}

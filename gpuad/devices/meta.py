@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from ..array import Array, Shape, computed
+from ..array import TOTAL, Array, Shape, computed
 from ..buffer import Buffer
 from ..dtype import DType
 from ..errors import DeviceError
-from ..fuse.kernel import Kernel
+from ..fuse.kernel import Kernel, structure
 from ..provenance import Site, describe
 from ..recording import Place
 from .device import Device
@@ -29,6 +29,38 @@ def hollow(shape: Shape, dtype: DType) -> np.ndarray[Any, Any]:
         strides.append(step)
         step *= max(n, 1)
     return as_strided(np.empty(1, dtype), shape, tuple(reversed(strides)))
+
+
+_known: dict[tuple[str, Any], list[tuple[int, DType]]] = {}  # cache: partial results of kernels, by structure
+
+
+def _partials(like: str, kernel: Kernel) -> list[tuple[int, DType]]:
+    """How many elements of which dtype a device takes for the partial results of each run of a kernel."""
+    key = like, structure(kernel)
+    if key not in _known:
+        from ..fuse import compiled, engines
+        from ..fuse.emit import emit
+
+        sizes: list[tuple[int, DType]] = []
+        if like.startswith("cuda") or (like == "cpu:compiled" and engines.compiles(kernel)):
+            sizes = emit(kernel).partial_sizes(kernel)
+        _known[key] = [] if like == "cpu:compiled" and compiled.keeps(sizes) else sizes
+    return _known[key]
+
+
+class _Attention:
+    """Kernels for attention that compute nothing, and take the workspace that those of a GPU take."""
+
+    def __init__(self, device: Meta, *, workspace: bool) -> None:
+        self.device, self.workspace = device, workspace
+
+    def forward(self, *arrays: Any, **params: Any) -> None:
+        """Nothing."""
+
+    def backward(self, q: Any, *arrays: Any, **params: Any) -> None:
+        """Take the workspace, and give it back."""
+        if self.workspace:
+            self.device.allocate((q.shape[0] * q.shape[1], q.shape[2]), np.dtype(np.float32), "workspace")
 
 
 class Meta(Device):
@@ -68,11 +100,25 @@ class Meta(Device):
         raise DeviceError("arrays on the meta device have no memory")
 
     def run(self, kernel: Kernel) -> None:
-        """Nothing: the results of the kernel are allocated already."""
+        """Take the memory for partial results that the device it stands for takes, and give it back."""
+        if not any(node.op is not None and node.op.fusion == TOTAL for node in kernel.nodes):
+            return
+        sizes = _partials(self.like, kernel)
+        held = [self.allocate((n,), dtype, "workspace") for n, dtype in sizes]
+        del held
 
     def call(self, op: Any, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Any:
         """Results of the shapes and dtypes that the op's rule gives."""
         found = op.infer(arrays, params)
+        if self.like.startswith("cuda"):
+            from . import cuda_index, cuda_products
+
+            if op.name in cuda_products.PRODUCTS:
+                shape, dtype = found
+                out = self.allocate(shape, dtype, site=site)
+                cuda_products.PRODUCTS[op.name](self, *arrays, out.data)
+                return out
+            cuda_index.workspace(self, op.name, arrays, params)
         if isinstance(found, list):
             return tuple([self.allocate(shape, dtype, site=site) for shape, dtype in found])
         shape, dtype = found
@@ -89,13 +135,16 @@ class Meta(Device):
         """Return: there is no value to check."""
 
     def attention(self, q: Any, k: Any, v: Any) -> Any:
-        """The kernels of the device it stands for, where they are for such arrays; they are not called."""
-        found: Any = None
+        """The kernels of the device it stands for, where they are for such arrays, without their work."""
         if self.like == "cpu:compiled":
-            from . import cpu_attention as found
-        elif self.like.startswith("cuda"):
-            from . import cuda_attention as found
-        return found if found is not None and found.takes(q, k, v) else None
+            from . import cpu_attention
+
+            return _Attention(self, workspace=False) if cpu_attention.takes(q, k, v) else None
+        if self.like.startswith("cuda"):
+            from . import cuda_attention
+
+            return _Attention(self, workspace=True) if cuda_attention.takes(q, k, v) else None
+        return None
 
     def head(self, x: Any, weight: Any) -> Any:
         """That of the device it stands for, where it is for such arrays; it is not run."""
@@ -119,7 +168,7 @@ class Meta(Device):
 
     def from_numpy(self, data: np.ndarray[Any, Any], *, copy: bool = True, site: Site | None = None) -> Array:
         """An Array of the shape and dtype of `data`."""
-        return self.allocate(data.shape, data.dtype, site=site)
+        return self.allocate(data.shape, data.dtype, "input", site)
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         """Never: a DeviceError that names the line that made the array."""

@@ -14,8 +14,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ..array import Array
 from ..dtype import DType
-from ..recording import Live
+from ..recording import Live, suspended
 from . import threads
 from .compiler import CompilerError, library
 from .emit import emit
@@ -66,9 +67,10 @@ class Program:
         addresses = _functions.get(emitted.code)
         if addresses is None:
             addresses = _functions[emitted.code] = _compiled(emitted)
-        self.partials = emitted.partial_sizes(kernel)
-        memory = [np.empty(n, dtype) for n, dtype in self.partials]
-        self.keeps = sum(m.nbytes for m in memory) <= KEPT
+        self.partials, self.device = emitted.partial_sizes(kernel), kernel.nodes[0].device
+        with suspended():
+            memory = self.memory()
+        self.kept = memory if keeps(self.partials) else None
         work = kernel.rows * kernel.cols * (1 + len(kernel.nodes))
         many = threads.count() if work > ALONE else 1
         scratch = emitted.scratch_bytes(kernel.cols, shared=False)
@@ -76,9 +78,18 @@ class Program:
         if emitted.partials and emitted.lengths(kernel)["chunks"] == 1:  # the partial results are the results
             entries = (replace(entries[0], parameters=_without_partials(kernel, entries)),)
         self.calls = [
-            Call(address, entry, emitted, kernel, memory, many, scratch)
+            Call(address, entry, emitted, kernel, [m.data for m in memory], many, scratch)
             for address, entry in zip(addresses, entries, strict=False)
         ]
+
+    def memory(self) -> list[Array]:
+        """Memory for the partial results of one run."""
+        return [self.device.allocate((n,), dtype, "workspace") for n, dtype in self.partials]
+
+
+def keeps(partials: Sequence[tuple[int, DType]]) -> bool:
+    """Does a program keep memory for partial results of these lengths, because it is little?"""
+    return sum(n * dtype.itemsize for n, dtype in partials) <= KEPT
 
 
 class Job:
@@ -98,31 +109,26 @@ class Job:
 
     def __call__(self, *arrays: Any) -> None:
         addresses = [x.__array_interface__["data"][0] for x in arrays]
-        partials = None if self.program.keeps else self._memory()
+        partials = self.program.memory() if self.program.kept is None else None
         for call, numbers in zip(self.program.calls, self.numbers):
             if partials is not None:
-                call.memory = []  # what the slots were made with
                 call.point(partials)
             call.fill(addresses, numbers)
             call.run(call.place)
 
-    def _memory(self) -> list[Any]:
-        return [np.empty(n, dtype) for n, dtype in self.program.partials]
-
     def bound(self, *arrays: Any) -> Callable[[], None]:
         """The same for these arrays alone, whose memory the caller keeps: with slots of its own, ready to be read."""
         addresses = [x.__array_interface__["data"][0] for x in arrays]
-        partials = self._memory()
+        partials = self.program.memory()
         calls = []
         for call, numbers in zip(self.program.calls, self.numbers, strict=True):
             own = call.copied()
-            own.memory = partials
             own.point(partials)
             own.fill(addresses, numbers)
-            calls.append((own, [entry for entry in numbers if type(entry[1]) is Live]))
+            calls.append((own, [entry for entry in numbers if type(entry[1]) is Live], partials))
 
         def again() -> None:
-            for call, live in calls:
+            for call, live, _ in calls:
                 if live:
                     call.put(live)
                 call.run(call.place)
@@ -142,7 +148,6 @@ class Call:
     def __init__(
         self, address: int, entry: Entry, emitted: Emitted, kernel: Kernel, memory: list[Any], many: int, scratch: int
     ) -> None:
-        self.memory = memory
         self.pointers: list[tuple[int, int]] = []  # (slot, number) of each leaf, and of each result after the leaves
         self.partials: list[tuple[int, int]] = []
         self.scalars: list[tuple[int, Parameter]] = []
@@ -176,10 +181,10 @@ class Call:
         twin._over(bytearray(self.slots))
         return twin
 
-    def point(self, partials: Sequence[Any]) -> None:
+    def point(self, partials: Sequence[Array]) -> None:
         """Put the addresses of partial results in their slots."""
         for slot, k in self.partials:
-            self.words[slot] = partials[k].ctypes.data
+            self.words[slot] = partials[k].data.ctypes.data
 
     def fill(self, addresses: Sequence[int], numbers: Sequence[Number]) -> None:
         """Put the addresses of leaves and results, and numbers, in their slots."""

@@ -22,6 +22,7 @@ from typing import Any
 from weakref import ref
 
 from ..array import ANCHOR, ELEMENTWISE, ROW, SOURCE, TOTAL, Array, Shape
+from ..attribution import computed, doing, ledgers, ran, resume
 from ..errors import GpuadError
 from ..recording import active
 from .kernel import Kernel, row_shape, space_of, watchers
@@ -49,10 +50,13 @@ def realize_all(arrays: Iterable[Array]) -> None:
     for a in arrays:
         if a.op is not None:
             by_device.setdefault(id(a.device), {})[id(a)] = a
+    before = doing.get() if ledgers else None
     for pending in by_device.values():
         roots = list(pending.values())
         with roots[0].device.lock:
             _compute([ref(a) for a in roots], set(pending))
+    if before is not None:
+        doing.set(before)
 
 
 def _compute(roots: Sequence[ref[Array]], wanted: set[int]) -> None:
@@ -158,8 +162,16 @@ def _run_anchor(array: Array, wanted: set[int]) -> None:
     pending = list({id(x): x for x in inputs if x.op is not None}.values())
     if pending:
         _compute([ref(x) for x in pending], wanted | {id(x) for x in pending})
-    out = array.device.call(array.op, [x.data for x in inputs], dict(array.params), array.site)
+    data, params = [x.data for x in inputs], dict(array.params)
+    if ledgers:
+        resume(array)
+    out = array.device.call(array.op, data, params, array.site)
+    if ledgers:
+        ran(array.op, data, params)
+    del data  # or what dies with its last reader would not give its memory back
     array.compute(out.data, out.buffer)
+    if ledgers:
+        computed(array)
 
 
 def _run(roots: Sequence[Array], nodes: list[Array], space: Shape, wanted: set[int]) -> None:
@@ -174,6 +186,8 @@ def _run(roots: Sequence[Array], nodes: list[Array], space: Shape, wanted: set[i
     device = outputs[0].device
     made = []
     for y in outputs:
+        if ledgers:
+            resume(y)
         donor = _donor_for(y, nodes.index(y), donors, last) if donors and y.shape == space else None
         made.append(donor if donor is not None else device.allocate(y.shape, y.dtype, site=y.site))
     kernel.results = [m.data for m in made]
@@ -193,6 +207,8 @@ def _run(roots: Sequence[Array], nodes: list[Array], space: Shape, wanted: set[i
         if recorder is not None:
             recorder.wrote(m.buffer)
         y.compute(m.data, m.buffer)
+        if ledgers:
+            computed(y)
 
 
 class _Lost:

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from .. import tree
 from ..array import describe
+from ..attribution import assign, ledgers, scope
 from ..convert import as_operand, reduced
 from ..dtype import is_float
 from ..errors import DataError, DTypeError, GradientError
@@ -40,6 +41,7 @@ class Parameter(Tensor):
         if not is_float(x.dtype):
             raise DTypeError(f"a Parameter has a gradient, which {describe(x)} cannot; use .to(gpuad.float32)")
         super().__init__(realize(x.array), None, (Leaf(name, here(2)), 0))
+        assign(self.data, "parameter")
 
 
 copyreg.pickle(Parameter, reduced)
@@ -211,7 +213,13 @@ class Module(metaclass=_Naming):
         recorder = active.get()
         if recorder is not None:
             recorder.modules[id(self)] = self
-        return self.forward(*args, **kwargs)
+        if not ledgers:
+            return self.forward(*args, **kwargs)
+        token = scope.set((*scope.get(), self))
+        try:
+            return self.forward(*args, **kwargs)
+        finally:
+            scope.reset(token)
 
     # --- what is in it ----------------------------------------------------------------------
 
@@ -273,6 +281,8 @@ class Module(metaclass=_Naming):
         ready = [(x, realize(new.detach().to(x.dtype).to(x.device).array)) for x, new in given.values()]
         for x, array in ready:
             x.data = array
+            if isinstance(x, Parameter):
+                assign(array, "parameter")
 
     def zero_grad(self) -> None:
         """Forget the gradients that `backward()` has collected."""

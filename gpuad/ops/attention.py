@@ -15,6 +15,7 @@ import numpy as np
 
 from .. import random
 from ..array import Array, describe
+from ..attribution import ledgers, ran
 from ..convert import as_operand
 from ..devices.words import as_words
 from ..dtype import WEAK, DType, bool_, compute_dtype, is_float
@@ -130,12 +131,13 @@ def _turned(device: Any, q: Any, v: Any, site: Site | None) -> Array:
 
 def _whole_features(device: Any, x: Any) -> Any:
     """`x`, or a copy of it whose features are contiguous."""
-    if x.strides[3] == x.itemsize or not device.computes:
+    if x.strides[3] == x.itemsize:
         return x
-    copy = device.allocate(x.shape, x.dtype).data
-    with device.using():
-        device.perform(_copy_words, [x], [copy], "copy")
-    return copy
+    copy = device.allocate(x.shape, x.dtype, "workspace")
+    if device.computes:
+        with device.using():
+            device.perform(_copy_words, [x], [copy.data], "copy")
+    return copy.data
 
 
 def _copy_words(x: Any, out: Any) -> None:
@@ -159,10 +161,11 @@ class _Attention(Opaque):
         realize_all(arrays)
         q, k, v = _views(arrays[0].data) if self.packed else [_whole_features(device, a.data) for a in arrays]
         y, lse = _turned(device, q, v, site), device.allocate(q.shape[:3], compute_dtype(q.dtype), site=site)
-        if device.computes:
-            with device.lock, device.using():
-                kernel = partial(device.attention(q, k, v).forward, **params)
-                device.perform(kernel, [q, k, v], [y.data, lse.data], (self.name, params), site)
+        if ledgers:
+            ran(self, [q, k, v], params)
+        with device.lock, device.using():
+            kernel = partial(device.attention(q, k, v).forward, **params)
+            device.perform(kernel, [q, k, v], [y.data, lse.data], (self.name, params), site)
         return y, lse
 
     def plan(self, traced: tuple[bool, ...]) -> tuple[int, ...] | None:
@@ -232,10 +235,11 @@ class _Backward(Opaque):
             q, k, v = [_whole_features(device, x) for x in inputs]
             found = tuple([_turned(device, x, x, site) for x in (q, k, v)])
             dq, dk, dv = [x.data for x in found]
-        if device.computes:
-            with device.lock, device.using():
-                kernel = partial(device.attention(q, k, v).backward, **params)
-                device.perform(kernel, [q, k, v, y, lse, g], [dq, dk, dv], (self.name, params), site)
+        if ledgers:
+            ran(self, [q, k, v], params)
+        with device.lock, device.using():
+            kernel = partial(device.attention(q, k, v).backward, **params)
+            device.perform(kernel, [q, k, v, y, lse, g], [dq, dk, dv], (self.name, params), site)
         return found
 
 

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from ..array import Array, describe
+from ..attribution import ledgers, ran
 from ..convert import as_operand
 from ..devices.words import as_words
 from ..dtype import INTEGERS, DType, compute_dtype, int32, int64, result_dtype
@@ -134,6 +135,8 @@ class _Head(Opaque):
                 _by_chunks(device, arrays, [losses, dx, dweight], ignored, smoothing, chunk)
             else:
                 room = min(chunk, max(1, x.shape[0])), kernel.pitch(weight.shape[0], x.dtype)
+                if ledgers:
+                    ran(self, arrays, params)
                 logits = device.allocate(room, x.dtype, "workspace", site=site)
                 if device.computes:
                     with device.lock, device.using():

@@ -1,0 +1,149 @@
+"""The runs that `gpuad profile` and `gpuad estimate` compare: inference, training, training with checkpointed blocks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..convert import asarray
+from ..devices import Device, use_device
+from ..dtype import DType, bfloat16, float32
+from ..errors import DataError
+from ..fuse.plan import realize
+from ..models import GPT, GPTConfig, Llama, LlamaConfig
+from ..optim import SGD, Adam, AdamW
+from ..random import Generator
+from ..remat import checkpoint
+from ..tensor import Tensor
+from ..trace import no_grad
+from .ledger import profile
+from .profile import Profile
+
+MODELS = ("gpt", "gpt2", "llama-7b")
+DTYPES = ("float32", "bfloat16", "mixed")  # mixed: bfloat16 with float32 master weights and states
+OPTIMIZERS = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+USUAL = {"gpt": (16, 64), "gpt2": (8, 1024), "llama-7b": (1, 2048)}  # batch and length
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What to train: a model by name, on `batch` rows of `length` tokens.  None is what is usual for the model."""
+
+    model: str = "gpt"
+    batch: int | None = None
+    length: int | None = None
+    dtype: str = "float32"
+    optimizer: str = "adamw"
+
+    def __post_init__(self) -> None:
+        for what, given, known in (
+            ("model", self.model, MODELS),
+            ("dtype", self.dtype, DTYPES),
+            ("optimizer", self.optimizer, tuple(OPTIMIZERS)),
+        ):
+            if given not in known:
+                raise DataError(f"--{what} is one of {', '.join(known)}, got {given!r}")
+        for what, number in (("batch", self.batch), ("length", self.length)):
+            if number is not None and number < 1:
+                raise DataError(f"--{what} must be at least 1, got {number}")
+        if self.model == "gpt2" and self.shape[1] > 1024:
+            raise DataError(f"gpt2 sees at most 1024 tokens, got --length {self.shape[1]}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Batch and length."""
+        batch, length = USUAL[self.model]
+        return self.batch or batch, self.length or length
+
+    def describe(self) -> str:
+        """The setup in a line."""
+        batch, length = self.shape
+        return f"{self.model}, batch {batch}, {length} tokens, {self.dtype}, {self.optimizer}"
+
+    def make(self, wrap_block: Callable[[Any], Any] | None) -> Any:
+        """The model, on the default device."""
+        length = self.shape[1]
+        options: dict[str, Any] = {"dtype": self.weights, "generator": Generator(0), "wrap_block": wrap_block}
+        if self.model == "gpt":
+            return GPT(GPTConfig(length=length, layers=4, heads=4, width=128, positions="rotary"), **options)
+        if self.model == "gpt2":
+            return GPT(GPTConfig.gpt2(), **options)
+        return Llama(LlamaConfig.sized("7b"), **options)
+
+    @property
+    def weights(self) -> DType:
+        """The dtype of the parameters."""
+        return float32 if self.dtype == "float32" else bfloat16
+
+    def optimizer_of(self, model: Any) -> Any:
+        """The optimizer over the parameters of `model`."""
+        options: dict[str, Any] = {"max_grad_norm": 1.0}
+        if self.dtype == "bfloat16":
+            options |= {"master_weights": False, "state_dtype": bfloat16}
+        return OPTIMIZERS[self.optimizer](model.parameters(), 1e-4, **options)
+
+    def tokens(self, extra: int) -> Tensor:
+        """A batch of tokens, `extra` more than the length of each row."""
+        batch, length = self.shape
+        return asarray(np.random.default_rng(0).integers(0, 256, (batch, length + extra)))
+
+
+def inference(setup: Setup) -> Callable[[], Any]:
+    """A function that computes the logits of every position, without a tape."""
+    model, tokens = setup.make(None).eval(), setup.tokens(0)
+
+    def run() -> Any:
+        with no_grad():
+            return model(tokens).array
+
+    return run
+
+
+def training(setup: Setup, wrap_block: Callable[[Any], Any] | None = None) -> Callable[[], Any]:
+    """A function that takes a step."""
+    model, tokens = setup.make(wrap_block), setup.tokens(1)
+    optimizer = setup.optimizer_of(model)
+
+    def run() -> None:
+        model.loss(tokens).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+RUNS: dict[str, Callable[[Setup], Callable[[], Any]]] = {
+    "inference": inference,
+    "training": training,
+    "training, checkpointed": lambda setup: training(setup, checkpoint),
+}
+Measure = Callable[[Callable[[], Any], str, Device], Profile]
+
+
+def measured(setup: Setup, device: Device, measure: Measure | None = None) -> Iterator[Profile]:
+    """The Profile of each of RUNS on `device`, each after a first one that makes what lasts."""
+    for name, make in RUNS.items():
+        with use_device(device):
+            run = make(setup)
+            realized(run())
+            yield (measure or _profiled)(functools.partial(_once, run), name, device)
+            del run
+
+
+def _once(run: Callable[[], Any]) -> None:
+    realized(run())
+
+
+def realized(result: Any) -> None:
+    """Compute a run's result, which the run may have left pending."""
+    if result is not None:
+        realize(result)
+
+
+def _profiled(run: Callable[[], Any], name: str, device: Device) -> Profile:
+    found: Profile = profile(run, device=device, name=name)
+    return found
