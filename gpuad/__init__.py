@@ -66,6 +66,7 @@ from .transforms import vjp as vjp
 
 if _TYPE_CHECKING:
     from . import data as data
+    from . import memory as memory
     from . import models as models
     from . import nn as nn
     from . import optim as optim
@@ -76,7 +77,7 @@ __version__ = "0.1.0.dev0"
 
 
 def __getattr__(name: str) -> object:
-    """`gpuad.nn`, `optim`, `data` and `models`, imported when first asked for: not every program needs them."""
-    if name in ("data", "models", "nn", "optim"):
+    """`gpuad.nn`, `optim`, `data`, `models`, `memory`, imported when first asked for: not every program needs them."""
+    if name in ("data", "memory", "models", "nn", "optim"):
         return _importlib.import_module(f"gpuad.{name}")
     raise AttributeError(f"module 'gpuad' has no attribute {name!r}")

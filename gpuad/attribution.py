@@ -43,12 +43,13 @@ doing: ContextVar[Doing] = ContextVar("doing", default=("", ()))  # on whose acc
 asked: WeakKeyDictionary[Array, Doing] = WeakKeyDictionary()  # the same for pending arrays
 phase: ContextVar[str] = ContextVar("phase", default="forward")
 scope: ContextVar[tuple[Any, ...]] = ContextVar("scope", default=())  # the Modules that are running, outer first
+whole: ContextVar[str] = ContextVar("whole", default="")  # the op that is being made of others
 scopes: WeakKeyDictionary[Any, tuple[Any, ...]] = WeakKeyDictionary()  # those of each node of a tape
 
 
 def begin(op: Any) -> None:
-    """From here on memory is taken for `op`."""
-    doing.set((op.name, scope.get()))
+    """From here on memory is taken for `op`, or for what is made of it."""
+    doing.set((whole.get() or op.name, scope.get()))
 
 
 def began(array: Any) -> None:
@@ -72,6 +73,12 @@ def assign(array: Array, category: str) -> None:
         array.buffer.category = category
     for ledger in ledgers:
         ledger.assigned(array, category)
+
+
+def take_over(array: Array) -> None:
+    """The memory of `array`, which is going, is taken over by a result: it is no input and no gradient any longer."""
+    if array.buffer is not None and array.buffer.category in ("input", "gradient"):
+        assign(array, "temporary")
 
 
 def keep(array: Array, node: Any) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `gpuad train`, `gpuad info`."""
+"""The command line: `gpuad train`, `gpuad profile`, `gpuad estimate`, `gpuad info`."""
 
 from __future__ import annotations
 
@@ -23,12 +23,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "train":
             return _train(arguments)
+        if arguments.command in ("profile", "estimate"):
+            from .memory import command
+
+            return command.run(arguments)
         from .info import info
 
         print(info())
         return 0
     except GpuadError as error:
         message = str(error)
+    except BrokenPipeError:  # whoever read what is printed has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:  # a full disk, say
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except KeyboardInterrupt:
@@ -41,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("gpuad", description="Automatic differentiation for CuPy and NumPy.")
     parser.add_argument("--version", action="version", version=f"gpuad {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="train | info")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="train | profile | estimate | info")
     train = commands.add_parser(
         "train",
         usage="gpuad train [OPTION ...]",
@@ -62,10 +69,41 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: a new one in runs)")
     train.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
     train.add_argument("--sample", type=int, metavar="N", default=400, help="bytes it writes at the end (default 400)")
+    for name, dry, text in (
+        ("profile", False, "measure the memory of inference, training, and training with checkpointed blocks"),
+        ("estimate", True, "the same without a device: from shapes alone"),
+    ):
+        parts = commands.add_parser(
+            name,
+            usage=f"gpuad {name} [FILE.py:FUNCTION] [OPTION ...]",
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=26),
+        )
+        _add_memory_options(parts, dry=dry)
     commands.add_parser(
         "info", help="show versions, devices and engines", description="Show versions, devices, engines."
     )
     return parser
+
+
+def _add_memory_options(parser: argparse.ArgumentParser, *, dry: bool) -> None:
+    """The options of `gpuad estimate` where it is `dry`, else of `gpuad profile`."""
+    parser.add_argument("function", nargs="?", metavar="FILE.py:FUNCTION", help="a function of yours, called as it is")
+    parser.add_argument("--model", metavar="NAME", help="gpt, gpt2 or llama-7b (default gpt)")
+    parser.add_argument("--batch", type=int, metavar="N", help="rows of tokens in a step")
+    parser.add_argument("--length", type=int, metavar="N", help="tokens in a row")
+    parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or mixed (default float32)")
+    parser.add_argument("--optimizer", metavar="NAME", help="sgd, adam or adamw (default adamw)")
+    parser.add_argument("--limit", metavar="SIZE", help="say whether it fits: 24GiB, say")
+    if dry:
+        kinds = "where it would run: cpu:numpy, cpu:compiled or cuda:sm_NN (default cuda:sm_90)"
+        parser.add_argument("--like", default="cuda:sm_90", metavar="KIND", help=kinds)
+    else:
+        parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:<index>")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page to look at in a browser")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture, .png or .svg")
 
 
 def _train(arguments: argparse.Namespace) -> int:

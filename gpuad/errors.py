@@ -14,6 +14,7 @@ GpuadError
     NonFiniteError (FloatingPointError)  an infinity or NaN where a step must not have one
     IndexRangeError (IndexError)       an index outside the axis it indexes
     DataError (ValueError)             files or settings that cannot be used
+    OutOfMemoryError (MemoryError)     a step that does not fit in the memory it was given
 """
 
 from __future__ import annotations
@@ -69,3 +70,7 @@ class IndexRangeError(GpuadError, IndexError):
 
 class DataError(GpuadError, ValueError):
     """Files or settings that cannot be used."""
+
+
+class OutOfMemoryError(GpuadError, MemoryError):
+    """A step does not fit in the memory that it was given."""

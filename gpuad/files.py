@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,16 @@ PARTIAL = ".part"  # how the names of files end that are being written
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A name beside `path` to write to; the file takes the place of `path` when the block ends without an error.
 
-    Whoever reads `path` finds the old file or the new one, also after a kill or a crash of the machine.
+    Whoever reads `path` finds the old file or the new one, also after a kill or a crash of the machine.  Where a link
+    leads to is replaced, not the link; what is no file (a terminal, a pipe) is written to when the block ends.
     """
-    target = Path(path)
+    target = Path(path).resolve()
+    if target.exists() and not target.is_file() and not target.is_dir():
+        with tempfile.TemporaryDirectory() as folder:
+            whole = Path(folder) / target.name
+            yield whole
+            target.write_bytes(whole.read_bytes())
+        return
     partial = target.with_name(f".{target.name}.{os.urandom(4).hex()}{PARTIAL}")
     try:
         partial.touch(exist_ok=False)

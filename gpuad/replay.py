@@ -124,7 +124,8 @@ class Form:
                 return self.recording.replay(given)
             self.forget()
         self.calls += 1
-        if self.calls == 1 or not all(x.device.computes for x in given if isinstance(x, Tensor)):
+        devices = [x.device for x in given if isinstance(x, Tensor)] or [default_device()]
+        if self.calls == 1 or not all(device.computes for device in devices):
             return call([asarray(x) for x in given])
         recording = Recording(self.step, call, given)
         before, self.before = self.before, recording.deeds

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -34,7 +35,10 @@ MODULES = [
     "",
     *(
         f"cuda.{name}"
-        for name in ["runtime", "driver", "stream", "memory", "pinned_memory", "device", "function", "compiler"]
+        for name in (
+            *("runtime", "driver", "stream", "memory", "memory_hook"),
+            *("pinned_memory", "device", "function", "compiler"),
+        )
     ),
 ]
 MODULES.insert(1, "cuda")
@@ -64,7 +68,7 @@ def offered(cupy):
 
 
 SPECIAL = ("__array_ufunc__", "__array_function__", "__dlpack__", "__dlpack_device__", "__cuda_array_interface__")
-NOT_CUPYS = {"Any", "Iterator", "ufunc"}  # the last one is made in another way
+NOT_CUPYS = {"Any", "Iterator", "UNIT", "ufunc"}  # the last one is made in another way
 OF_THE_INSTANCE = {"nin", "nout", "name", "numpy"}
 
 
@@ -916,35 +920,167 @@ def test_launches_by_the_driver(cupy):
             launch(kernel.ptr, grid, 1, 1, threads, 1, 1, 0, stream.ptr, ctypes.addressof(block), 0)
 
 
-def test_the_pool_counts_as_cupys(cupy):
+@pytest.fixture
+def pool(cupy):
+    """A pool of its own, which new arrays come from."""
     pool = cupy.cuda.MemoryPool()
     with cupy.cuda.using_allocator(pool.malloc):
-        x = cupy.empty(1000, "u1")
-        assert (pool.used_bytes(), pool.total_bytes()) == (1024, 1024)
-        view = x[10:]
-        del x
-        assert pool.used_bytes() == 1024  # the view keeps it
-        del view
-        assert (pool.used_bytes(), pool.total_bytes(), pool.n_free_blocks()) == (0, 1024, 1)
-        y = cupy.empty(900, "u1")
-        assert (pool.used_bytes(), pool.total_bytes()) == (1024, 1024)
-        pool.set_limit(size=4096)
-        with pytest.raises(cupy.cuda.memory.OutOfMemoryError, match="limit set to: 4,096"):
-            cupy.empty(8000, "u1")
-        del y
-        pool.free_all_blocks()
-        assert pool.total_bytes() == 0
-    assert cupy.empty(0).data.ptr == 0
+        yield pool
 
 
-def test_memory_returns_to_the_device(cupy):
+def test_the_pool_counts_as_cupys(cupy, pool):
+    x = cupy.empty(1000, "u1")
+    assert (pool.used_bytes(), pool.total_bytes()) == (1024, 1024)
+    view = x[10:]
+    del x
+    assert pool.used_bytes() == 1024  # the view keeps it
+    del view
+    assert (pool.used_bytes(), pool.total_bytes(), pool.n_free_blocks()) == (0, 1024, 1)
+    y = cupy.empty(500, "u1")
+    assert (pool.used_bytes(), pool.total_bytes(), pool.free_bytes(), pool.n_free_blocks()) == (512, 1024, 512, 1)
+    pool.free_all_blocks()
+    assert pool.total_bytes() == 1024  # the other half of the block is lent
+    z = cupy.empty(512, "u1")
+    assert (pool.used_bytes(), pool.total_bytes()) == (1024, 1024)
+    del y, z
+    assert pool.n_free_blocks() == 1  # they are one again
+    pool.free_all_blocks()
+    assert pool.total_bytes() == 0
+    assert cupy.empty(0).data.ptr == 0 and pool.used_bytes() == 0
+
+
+def test_the_pool_keeps_to_its_limit_as_cupys(cupy, pool):
+    pool.set_limit(size=4096)
+    assert pool.get_limit() == 4096
+    with pytest.raises(cupy.cuda.memory.OutOfMemoryError, match=r"8,192 bytes \(.*0 bytes, limit set to: 4,096"):
+        cupy.empty(8000, "u1")
+    x = cupy.empty(2048, "u1")
+    del x
+    y = cupy.empty(3000, "u1")  # for which the other block went back
+    assert (pool.used_bytes(), pool.total_bytes()) == (3072, 3072)
+    with pytest.raises(cupy.cuda.memory.OutOfMemoryError, match=r"1,536 bytes .*3,072 bytes"):
+        cupy.empty(1025, "u1")
+    pool.set_limit()
+    cupy.empty(1025, "u1")
+    assert pool.total_bytes() == 4608 and y.nbytes == 3000
+
+
+def test_blocks_stay_with_the_stream_they_were_lent_on(cupy, pool):
+    x = cupy.empty(1024, "u1")
+    del x
+    with cupy.cuda.Stream(non_blocking=True):
+        x = cupy.empty(1024, "u1")
+        assert (pool.used_bytes(), pool.total_bytes()) == (1024, 2048)
+    pool.set_limit(size=2048)
+    with cupy.cuda.Stream(non_blocking=True):
+        y = cupy.empty(512, "u1")  # the free block of another stream goes back for it
+    assert (pool.used_bytes(), pool.total_bytes()) == (1536, 1536) and x.size == 1024 and y.size == 512
+
+
+def test_memory_returns_to_the_device_when_the_pool_gives_it_back(cupy, pool):
     before = cupy.cuda.runtime.memGetInfo()[0]
     x = cupy.empty(1 << 20, "u1")
     assert cupy.cuda.Device().mem_info[0] == before - (1 << 20)
     del x
+    assert cupy.cuda.runtime.memGetInfo()[0] == before - (1 << 20)
+    pool.free_all_blocks()
     assert cupy.cuda.runtime.memGetInfo()[0] == before
     with pytest.raises(cupy.cuda.memory.OutOfMemoryError):
         cupy.empty(1 << 40, "u1")
+
+
+def recorder(cupy):
+    """A hook that writes down what it is told."""
+
+    class Recorder(cupy.cuda.MemoryHook):
+        name = "recorder"
+
+    def note(event):
+        return lambda self, **told: self.events.append((event, told))
+
+    for event in EVENTS:
+        setattr(Recorder, event, note(event))
+    hook = Recorder()
+    hook.events = []
+    return hook
+
+
+EVENTS = [f"{what}_{when}process" for what in ("alloc", "malloc", "free") for when in ("pre", "post")]
+
+
+def test_hooks_see_what_their_thread_takes_and_gives_back(cupy, pool):
+    x = cupy.empty(600, "u1")
+    hook = recorder(cupy)
+    with hook:
+        y = cupy.empty(100, "u1")
+        address = y.data.ptr
+        del y
+        del x
+        cupy.empty(0)
+        with pytest.raises(KeyError, match="recorder already exists"), recorder(cupy):
+            pass
+        pool.set_limit(size=2048)
+        with pytest.raises(cupy.cuda.memory.OutOfMemoryError):
+            cupy.empty(4000, "u1")
+        thread = threading.Thread(target=pool.malloc, args=(512,))
+        thread.start()
+        thread.join()
+    cupy.empty(100, "u1")
+    seen = [(name, told["mem_size"]) for name, told in hook.events]
+    assert seen == [
+        *[("malloc_preprocess", 512), ("alloc_preprocess", 512), ("alloc_postprocess", 512)],
+        *[("malloc_postprocess", 512), ("free_preprocess", 512), ("free_postprocess", 512)],
+        *[("free_preprocess", 1024), ("free_postprocess", 1024), ("malloc_preprocess", 0), ("malloc_postprocess", 0)],
+        *[("malloc_preprocess", 4096), ("malloc_postprocess", 4096)],
+    ]
+    taken, given, empty, failed = (hook.events[k][1] for k in (3, 4, 9, 11))
+    assert (taken["size"], taken["mem_ptr"], taken["device_id"]) == (100, address, 0)
+    assert (given["mem_ptr"], given["pmem_id"]) == (address, taken["pmem_id"])
+    assert empty["mem_ptr"] == failed["mem_ptr"] == failed["pmem_id"] == 0
+
+
+def test_hooks_are_told_what_cupy_tells_them(real):
+    """By the list of keyword arguments in the docstring of each method."""
+    with stand_in.installed() as cupy:
+        hook, pool = recorder(cupy), cupy.cuda.MemoryPool()
+        with hook:
+            pool.malloc(1)
+    assert {name for name, _ in hook.events} == set(EVENTS)
+    for name, told in hook.events:
+        listed = re.findall(r"^ *(\w+)\(int\):", getattr(real.cuda.MemoryHook, name).__doc__, re.MULTILINE)
+        assert sorted(told) == sorted(listed), name
+
+
+def test_pools_of_the_driver_have_high_water_marks(cupy):
+    runtime, pool = cupy.cuda.runtime, cupy.cuda.MemoryAsyncPool()
+    handle, hook, mib = runtime.deviceGetMemPool(0), recorder(cupy), 1 << 20
+    marks = runtime.cudaMemPoolAttrUsedMemHigh, runtime.cudaMemPoolAttrReservedMemHigh
+    with cupy.cuda.using_allocator(pool.malloc), hook:
+        x = cupy.empty(40 * mib, "u1")
+        y = cupy.empty(1000, "u1")
+        del x
+        assert (pool.used_bytes(), pool.total_bytes()) == (1024, 64 * mib)
+        assert [runtime.memPoolGetAttribute(handle, mark) for mark in marks] == [40 * mib + 1024, 64 * mib]
+        pool.free_all_blocks()
+        for mark in marks:
+            runtime.memPoolSetAttribute(handle, mark, 0)
+        assert [runtime.memPoolGetAttribute(handle, mark) for mark in marks] == [1024, 32 * mib]
+        del y
+    assert not hook.events
+
+
+def test_devices_are_named_for_the_driver(cupy):
+    runtime = cupy.cuda.runtime
+    for index in range(2):
+        found = runtime.getDeviceProperties(index)
+        assert (
+            runtime.deviceGetPCIBusId(index)
+            == cupy.cuda.Device(index).pci_bus_id
+            == f"0000:{found['pciBusID']:02X}:00.0"
+        )
+        assert len(found["uuid"]) == 16
+    with pytest.raises(runtime.CUDARuntimeError, match="invalid device"):
+        runtime.deviceGetPCIBusId(2)
 
 
 def test_streams_events_and_copies(cupy):

@@ -69,7 +69,8 @@ class CPU(Device):
             owner = owner.base
         buffer = shared.get(id(owner))  # what a library returns may be a view of its argument
         if buffer is None:
-            buffer = Buffer(owner, self, owner.nbytes, borrowed=borrowed, site=site)
+            kind = "input" if borrowed else "temporary"
+            buffer = Buffer(owner, self, owner.nbytes, borrowed=borrowed, category=kind, site=site)
         return computed(data, buffer, data.shape, data.dtype, site)
 
     def run(self, kernel: Kernel) -> None:

@@ -124,7 +124,8 @@ class Cuda(Device):
         owner = data if data.base is None else data.base
         buffer = shared.get(id(owner))  # what a library returns may be a view of its argument
         if buffer is None:
-            buffer = Buffer(owner, self, owner.nbytes, borrowed=borrowed, site=site)
+            kind = "input" if borrowed else "temporary"
+            buffer = Buffer(owner, self, owner.nbytes, borrowed=borrowed, category=kind, site=site)
         return computed(data, buffer, data.shape, data.dtype, site)
 
     def from_numpy(self, data: np.ndarray[Any, Any], *, copy: bool = True, site: Site | None = None) -> Array:

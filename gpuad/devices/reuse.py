@@ -26,13 +26,12 @@ class Reuse:
     def __init__(self, smallest: int = SMALLEST, limit: float = LIMIT) -> None:
         self.smallest, self.limit = smallest, limit  # in bytes: of a block, and of all that are kept
         self.free: dict[int, list[Data]] = {}
-        self.paused = 0  # while it is, nothing is kept
         self.kept = 0  # bytes; approximate while threads race, and set right whenever everything is dropped
 
     def give(self, owner: Data) -> None:
         """Keep the memory of `owner`, if nobody else looks at it."""
         n = owner.nbytes
-        if n < self.smallest or self.paused:
+        if n < self.smallest:
             return
         if sys.getrefcount(owner) > 3 or not (
             owner.flags.owndata and owner.flags.c_contiguous and owner.flags.writeable
@@ -58,15 +57,6 @@ class Reuse:
                 return owner.reshape(-1).view(dtype).reshape(shape), owner
         data = np.empty(shape, dtype)
         return data, data
-
-    def pause(self) -> None:
-        """Give everything back, and keep nothing until `resume`: then what is alive is what the process holds."""
-        self.paused += 1
-        self.drop()
-
-    def resume(self) -> None:
-        """Keep free blocks again."""
-        self.paused -= 1
 
     def drop(self) -> None:
         """Give everything back to the system."""

@@ -22,7 +22,7 @@ from typing import Any
 from weakref import ref
 
 from ..array import ANCHOR, ELEMENTWISE, ROW, SOURCE, TOTAL, Array, Shape
-from ..attribution import computed, doing, ledgers, ran, resume
+from ..attribution import computed, doing, ledgers, ran, resume, take_over
 from ..errors import GpuadError
 from ..recording import active
 from .kernel import Kernel, row_shape, space_of, watchers
@@ -189,6 +189,8 @@ def _run(roots: Sequence[Array], nodes: list[Array], space: Shape, wanted: set[i
         if ledgers:
             resume(y)
         donor = _donor_for(y, nodes.index(y), donors, last) if donors and y.shape == space else None
+        if donor is not None:
+            take_over(donor)
         made.append(donor if donor is not None else device.allocate(y.shape, y.dtype, site=y.site))
     kernel.results = [m.data for m in made]
     if device.computes:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 
 def flops_of(op: Any, arrays: list[Any], params: dict[str, Any]) -> int:
     """The operations of one op on these data; 0 for what is no product."""
@@ -17,16 +19,19 @@ def flops_of(op: Any, arrays: list[Any], params: dict[str, Any]) -> int:
 
 def _matmul(arrays: list[Any], params: dict[str, Any]) -> int:
     a, b = arrays[0].shape, arrays[1].shape
-    batch = a[:-2] if math.prod(a[:-2]) >= math.prod(b[:-2]) else b[:-2]
-    return 2 * math.prod(batch) * math.prod(a[-2:]) * int(b[-1])
+    batch = np.broadcast_shapes(a[:-2], b[:-2])
+    products: int = 2 * math.prod(batch) * math.prod(a[-2:]) * int(b[-1])
+    return products
 
 
 def _linear(arrays: list[Any], params: dict[str, Any]) -> int:
-    return 2 * math.prod(arrays[0].shape) * int(arrays[1].shape[0])
+    products: int = 2 * math.prod(arrays[0].shape) * int(arrays[1].shape[0])
+    return products
 
 
 def _linear_weight(arrays: list[Any], params: dict[str, Any]) -> int:
-    return 2 * math.prod(arrays[0].shape) * int(arrays[1].shape[-1])
+    products: int = 2 * math.prod(arrays[0].shape) * int(arrays[1].shape[-1])
+    return products
 
 
 def _attention(arrays: list[Any], params: dict[str, Any]) -> int:
@@ -39,7 +44,7 @@ def _attention(arrays: list[Any], params: dict[str, Any]) -> int:
 
 def _head(arrays: list[Any], params: dict[str, Any]) -> int:
     """A product for the logits, and one for each gradient."""
-    each = 2 * math.prod(arrays[0].shape) * int(arrays[1].shape[0])
+    each: int = 2 * math.prod(arrays[0].shape) * int(arrays[1].shape[0])
     return each * (1 + int(params["of_x"]) + int(params["of_weight"]))
 
 

@@ -5,8 +5,7 @@
     print(p.peak_bytes, p.by_category(p.peak_event))
 
 A ledger begins with what is alive.  Categories are facts that the tape, Modules and optimizers report as they arise; of
-one buffer the most lasting holds (CATEGORIES).  While there is a ledger the CPU keeps no free memory for reuse, so what is
-alive is what the process holds.
+one buffer the most lasting holds (CATEGORIES).  Memory that the CPU keeps for reuse is counted beside what is alive.
 """
 
 from __future__ import annotations
@@ -19,15 +18,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from ..array import Array
-from ..attribution import doing, during, forget, ledgers, phase
+from ..attribution import assign, doing, during, forget, ledgers, phase
 from ..buffer import Buffer, observers
 from ..devices import Device, default_device
 from ..devices import device as find_device
+from ..fuse.plan import realize_all
 from ..nn.module import Parameter
-from ..provenance import describe
+from ..node import Node, bottom
+from ..provenance import Site, describe
 from ..tensor import Tensor
 from ..tree import leaves
 from .flops import flops_of
@@ -59,11 +60,12 @@ class Account:
 
 @dataclass(slots=True)
 class Waiting:
-    """What is known of a pending array: the ops that keep it, what it is for, and the memory that it is to be made of."""
+    """What is known of a pending array: the ops that keep it, what it is for, and what memory it will be made of."""
 
     kept: list[str] = field(default_factory=list)
     category: str = ""
     leaves: list[Account] = field(default_factory=list)
+    op: str = ""  # for which the leaves are kept
 
 
 class Ledger:
@@ -76,20 +78,25 @@ class Ledger:
         self.seconds: list[float] = []
         self.marks: list[Mark] = []
         self.phases: list[tuple[int, str]] = []
-        self.flops = 0
+        self.flops = self.held = 0
         self.names = Names()
+        self.lines: dict[Site | None, str] = {}  # of sites
+        self.reuse = getattr(device, "reuse", None)  # the memory that the device keeps
         self.accounts: dict[int, Account] = {}  # by id of the buffer
         self.waiting: WeakKeyDictionary[Array, Waiting] = WeakKeyDictionary()
-        self.above: WeakKeyDictionary[Array, list[ref[Array]]] = WeakKeyDictionary()  # waiting arrays over a pending one
+        self.above: WeakKeyDictionary[Array, WeakValueDictionary[int, Array]] = WeakKeyDictionary()  # what reads it
         self.lock = threading.RLock()  # an event may free something else
         self.began = time.perf_counter()
         alive = gc.get_objects()
+        # a Parameter's values may have been assigned since it was made
+        for parameter in [x for x in alive if issubclass(type(x), Parameter)]:
+            assign(parameter.array, "parameter")
         for buffer in [x for x in alive if type(x) is Buffer and x.device is device]:
             self._open(buffer, "setup")
-        for parameter in [x for x in alive if isinstance(x, Parameter)]:
-            self.assigned(
-                parameter.array, "parameter"
-            )  # values that were assigned to it are no longer what it was made of
+        for node in [x for x in alive if type(x) is Node]:
+            for array in [found for v in node.saved or () if (found := bottom(v)) is not None]:
+                if array.device is device:
+                    self.kept(array, node.op.name)
 
     # --- buffers come and go --------------------------------------------------------------------
 
@@ -112,7 +119,9 @@ class Ledger:
         op, modules = ("", ()) if now == "setup" else doing.get()
         if explicit == "input":
             op = "asarray"
-        line = describe(buffer.site) if buffer.site is not None else ""
+        line = self.lines.get(buffer.site)
+        if line is None:
+            line = self.lines[buffer.site] = describe(buffer.site) if buffer.site is not None else ""
         block = Block(len(self.blocks), buffer.nbytes, op, line, self.names.path(modules), now, len(self.live))
         self.blocks.append(block)
         account = self.accounts[id(buffer)] = Account(block, explicit)
@@ -123,7 +132,10 @@ class Ledger:
         name = phase.get() if now is None else now
         if not self.phases or self.phases[-1][1] != name:
             self.phases.append((len(self.live), name))
-        self.live.append((self.live[-1] if self.live else 0) + nbytes)
+        live = (self.live[-1] if self.live else 0) + nbytes
+        self.live.append(live)
+        if nbytes > 0 and live + self.kept_free() > self.held:
+            self.held = live + self.kept_free()
         self.seconds.append(time.perf_counter() - self.began)
 
     # --- what they are for ----------------------------------------------------------------------
@@ -161,7 +173,7 @@ class Ledger:
             if waiting is not None and op in waiting.kept:
                 waiting.kept.remove(op)
                 if not waiting.kept:
-                    self._let_go_of_leaves(waiting, op)
+                    self._let_go_of_leaves(waiting)
 
     def computed(self, array: Array) -> None:
         """Write down what was to be written when `array` has memory: it was for that from the beginning."""
@@ -169,7 +181,7 @@ class Ledger:
             waiting, account = self.waiting.pop(array, None), self._account(array)
             if account is None:
                 return
-            for reader in [found for above in self.above.pop(array, ()) if (found := above()) is not None]:
+            for reader in list(self.above.pop(array, {}).values()):
                 of_reader = self.waiting.get(reader)
                 if of_reader is not None and of_reader.kept:
                     self._look_below(reader, of_reader)
@@ -181,12 +193,12 @@ class Ledger:
                 account.block.categories[0] = account.block.born, *account.category()
             else:
                 self._recategorize(account)
-            if waiting.kept:
-                self._let_go_of_leaves(waiting, waiting.kept[0])
+            self._let_go_of_leaves(waiting)
 
     def _look_below(self, array: Array, waiting: Waiting) -> None:
         """Keep the memory that a pending array is to be made of now, for the op that keeps the array."""
-        op, before = waiting.kept[0], {id(leaf): leaf for leaf in waiting.leaves}
+        waiting.op = op = waiting.op or waiting.kept[0]
+        before = {id(leaf): leaf for leaf in waiting.leaves}
         found: dict[int, Account] = {}
         seen, stack = {id(array)}, [array]
         while stack:
@@ -198,7 +210,7 @@ class Ledger:
                         found[id(account)] = account
                     elif x.op is not None:
                         stack.append(x)
-                        self.above.setdefault(x, []).append(ref(array))
+                        self._add_above(x, array)
         waiting.leaves = list(found.values())
         for key in found.keys() - before.keys():
             self._keep(found[key], op)
@@ -216,11 +228,17 @@ class Ledger:
             del account.kept[op]
         self._recategorize(account)
 
-    def _let_go_of_leaves(self, waiting: Waiting, op: str) -> None:
+    def _let_go_of_leaves(self, waiting: Waiting) -> None:
         for leaf in waiting.leaves:
             if leaf.block.died is None:
-                self._let_go(leaf, op)
-        waiting.leaves = []
+                self._let_go(leaf, waiting.op)
+        waiting.leaves, waiting.op = [], ""
+
+    def _add_above(self, below: Array, array: Array) -> None:
+        known = self.above.get(below)
+        if known is None:
+            known = self.above[below] = WeakValueDictionary()
+        known[id(array)] = array
 
     def _account(self, array: Array) -> Account | None:
         return None if array.buffer is None else self.accounts.get(id(array.buffer))
@@ -240,7 +258,12 @@ class Ledger:
     def mark(self, name: str) -> None:
         """Name this place in the order of events."""
         with self.lock:
-            self.marks.append(Mark(name, max(0, len(self.live) - 1), self.live[-1] if self.live else 0))
+            live = self.live[-1] if self.live else 0
+            self.marks.append(Mark(name, len(self.live) - 1, live, self.kept_free()))
+
+    def kept_free(self) -> int:
+        """The bytes that the device keeps for reuse."""
+        return 0 if self.reuse is None else int(self.reuse.kept)
 
     def profile(self, name: str) -> Profile:
         """What is being written down."""
@@ -254,9 +277,6 @@ class Ledger:
 def _profiling(device: Device, name: str) -> Iterator[Profile]:
     ledger = Ledger(device)
     seen = ledger.profile(name)
-    reuse = getattr(device, "reuse", None)
-    if reuse is not None:
-        reuse.pause()
     observers.append(ledger)
     ledgers.append(ledger)
     try:
@@ -265,15 +285,13 @@ def _profiling(device: Device, name: str) -> Iterator[Profile]:
     finally:
         observers.remove(ledger)
         ledgers.remove(ledger)
-        if reuse is not None:
-            reuse.resume()
-        seen.flops, seen.params = ledger.flops, _trained(device)
+        seen.flops, seen.params, seen.held = ledger.flops, _trained(device), ledger.held
         forget()
 
 
 def _trained(device: Device) -> int:
     """How many numbers the Parameters on `device` are."""
-    return sum(x.size for x in gc.get_objects() if isinstance(x, Parameter) and x.device is device)
+    return sum(x.size for x in gc.get_objects() if issubclass(type(x), Parameter) and x.device is device)
 
 
 def profile(
@@ -294,5 +312,11 @@ def profile(
     if fn is None:
         return _profiling(chosen, name)
     with _profiling(chosen, name) as seen:
-        fn(*args, **kwargs)
+        run_to_end(lambda: fn(*args, **kwargs))
     return seen
+
+
+def run_to_end(step: Callable[[], Any]) -> None:
+    """Call `step`, and compute what it returns, which may be pending."""
+    found = step()
+    realize_all([x.array for x in leaves(found) if isinstance(x, Tensor)])

@@ -7,6 +7,7 @@ rounds them to is in the reconciliation.
 
 from __future__ import annotations
 
+import math
 import re
 from bisect import bisect_right
 from collections import Counter
@@ -35,8 +36,8 @@ PHASES = ("setup", "forward", "backward", "recompute", "step")
 class Block:
     """Memory from its allocation to its end.
 
-    `op` is what computed it, `line` the user's line of that ("train.py:41"; of what the backward pass makes, the line of
-    the forward pass whose derivative it serves), `module` the path of the Module that ran ("blocks.0.attention").
+    `op` is what computed it, `line` the user's line of that ("train.py:41"; of what the backward pass makes, the line
+    of the forward pass whose derivative it serves), `module` the path of the Module that ran ("blocks.0.attention").
     """
 
     number: int
@@ -74,6 +75,7 @@ class Mark:
     name: str
     event: int
     live: int  # bytes
+    kept: int = 0  # bytes that the allocator keeps for reuse beside them
 
 
 @dataclass(slots=True)
@@ -84,6 +86,11 @@ class Row:
     nbytes: int | None
     quality: str
     note: str = ""
+
+
+def missing(row: str, why: str) -> Row:
+    """A row that nobody can fill."""
+    return Row(row, None, "unavailable", why)
 
 
 @dataclass
@@ -102,6 +109,7 @@ class Profile:
     phases: list[tuple[int, str]]  # (event, phase) from each event on
     params: int = 0  # numbers that are trained
     flops: int = 0  # of the run
+    held: int = 0  # the most bytes in use together with what the allocator kept for reuse
     reconciliation: list[Row] = field(default_factory=list)
 
     @property
@@ -171,6 +179,7 @@ def show(nbytes: int) -> str:
         if size < 999.5:
             break
         size, unit = size / 1024, larger
+    size = math.nextafter(size, math.inf)  # halves are rounded up, as JavaScript does in the page
     digits = f"{size:.0f}" if unit == "B" or size >= 99.95 else f"{size:#.3g}"
     return f"{'-' if nbytes < 0 else ''}{digits} {unit}"
 

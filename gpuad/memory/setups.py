@@ -1,8 +1,7 @@
-"""The runs that `gpuad profile` and `gpuad estimate` compare: inference, training, training with checkpointed blocks."""
+"""What `gpuad profile` and `gpuad estimate` compare: inference, training, training with checkpointed blocks."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,22 +9,22 @@ from typing import Any
 import numpy as np
 
 from ..convert import asarray
-from ..devices import Device, use_device
-from ..dtype import DType, bfloat16, float32
+from ..devices import Device, default_device, use_device
+from ..dtype import DType, bfloat16, float32, int64
 from ..errors import DataError
-from ..fuse.plan import realize
 from ..models import GPT, GPTConfig, Llama, LlamaConfig
 from ..optim import SGD, Adam, AdamW
 from ..random import Generator
 from ..remat import checkpoint
 from ..tensor import Tensor
 from ..trace import no_grad
-from .ledger import profile
+from .ledger import profile, run_to_end
 from .profile import Profile
 
 MODELS = ("gpt", "gpt2", "llama-7b")
 DTYPES = ("float32", "bfloat16", "mixed")  # mixed: bfloat16 with float32 master weights and states
 OPTIMIZERS = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+MOST = 1 << 24  # rows, and tokens in one
 USUAL = {"gpt": (16, 64), "gpt2": (8, 1024), "llama-7b": (1, 2048)}  # batch and length
 
 
@@ -48,8 +47,8 @@ class Setup:
             if given not in known:
                 raise DataError(f"--{what} is one of {', '.join(known)}, got {given!r}")
         for what, number in (("batch", self.batch), ("length", self.length)):
-            if number is not None and number < 1:
-                raise DataError(f"--{what} must be at least 1, got {number}")
+            if number is not None and not 1 <= number <= MOST:
+                raise DataError(f"--{what} must be at least 1 and at most {MOST}, got {number}")
         if self.model == "gpt2" and self.shape[1] > 1024:
             raise DataError(f"gpt2 sees at most 1024 tokens, got --length {self.shape[1]}")
 
@@ -88,8 +87,10 @@ class Setup:
 
     def tokens(self, extra: int) -> Tensor:
         """A batch of tokens, `extra` more than the length of each row."""
-        batch, length = self.shape
-        return asarray(np.random.default_rng(0).integers(0, 256, (batch, length + extra)))
+        shape, device = (self.shape[0], self.shape[1] + extra), default_device()
+        if not device.computes:
+            return Tensor(device.allocate(shape, int64, "input"))
+        return asarray(np.random.default_rng(0).integers(0, 256, shape))
 
 
 def inference(setup: Setup) -> Callable[[], Any]:
@@ -98,7 +99,7 @@ def inference(setup: Setup) -> Callable[[], Any]:
 
     def run() -> Any:
         with no_grad():
-            return model(tokens).array
+            return model(tokens)
 
     return run
 
@@ -129,19 +130,9 @@ def measured(setup: Setup, device: Device, measure: Measure | None = None) -> It
     for name, make in RUNS.items():
         with use_device(device):
             run = make(setup)
-            realized(run())
-            yield (measure or _profiled)(functools.partial(_once, run), name, device)
+            run_to_end(run)
+            yield (measure or _profiled)(run, name, device)
             del run
-
-
-def _once(run: Callable[[], Any]) -> None:
-    realized(run())
-
-
-def realized(result: Any) -> None:
-    """Compute a run's result, which the run may have left pending."""
-    if result is not None:
-        realize(result)
 
 
 def _profiled(run: Callable[[], Any], name: str, device: Device) -> Profile:

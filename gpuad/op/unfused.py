@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..array import ANCHOR, COMPOSITE, Array
+from ..attribution import ledgers, whole
 from ..fuse.plan import SURVEY_EVERY, cut, eager, realize, realize_all
 from ..provenance import Site, blame
 from ..tensor import Tensor
@@ -146,6 +147,11 @@ class Composite(Op):
 
     def evaluate(self, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Any:
         same_device(self.name, arrays)
-        with blame(site):
-            out = self.forward(*[Tensor(a) if type(a) is Array else a for a in arrays], **params)
+        token = whole.set(whole.get() or self.name) if ledgers else None
+        try:
+            with blame(site):
+                out = self.forward(*[Tensor(a) if type(a) is Array else a for a in arrays], **params)
+        finally:
+            if token is not None:
+                whole.reset(token)
         return tuple([t.data for t in out]) if type(out) is tuple else out.data

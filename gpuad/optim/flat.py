@@ -148,12 +148,14 @@ class Flat:
         arrays = [None if g is None else g.array for g in gradients]
         if all(a is not None and self._lies_flat(a) for a in arrays):
             flat = [self.device.view(a, a.data.reshape(-1), a.site) for a in arrays if a is not None]
-            return astype(concat([Tensor(a) for a in flat]), compute_dtype(self.dtype))
+            side_by_side: Tensor = concat([Tensor(a) for a in flat])
+            return side_by_side
         parts = [
             zeros(p.size, dtype=self.dtype, device=self.device) if g is None else astype(reshape(g, -1), self.dtype)
             for p, g in zip(self.parameters, gradients, strict=True)
         ]
-        return astype(concat(parts), compute_dtype(self.dtype))
+        found: Tensor = concat(parts)
+        return found
 
     @property
     def memory(self) -> list[Any]:

@@ -24,6 +24,7 @@ from ..fuse.plan import realize, realize_all
 from ..nn.module import Module
 from ..ops.compare import isfinite, logical_not, where
 from ..ops.reduce import sum as sum_
+from ..ops.shape import astype
 from ..provenance import describe as describe_site
 from ..provenance import here
 from ..recording import active, also
@@ -144,6 +145,7 @@ class Optimizer:
         changed = []
         for flat, g in zip(flats, sides, strict=True):
             weigh = Weigh(flat, [gradients[k] is not None for k in flat.places], finite)
+            g = astype(g, flat.full)  # not before: it would be stored beside the gradient itself
             g = where(finite, g * factor if isinstance(factor, Tensor) else g, 0)
             changed.append(self._changed(flat, weigh, g))
         replace(flats, changed)

@@ -8,12 +8,14 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from . import compiler, cublas, device, driver, function, memory, pinned_memory, runtime, stream
+from . import compiler, cublas, device, driver, function, memory, memory_hook, pinned_memory, runtime, stream
 from .device import Device, get_cublas_handle, get_device_id
 from .function import Function, Module
 from .memory import (
     BaseMemory,
     Memory,
+    MemoryAsync,
+    MemoryAsyncPool,
     MemoryPointer,
     MemoryPool,
     UnownedMemory,
@@ -21,6 +23,7 @@ from .memory import (
     get_allocator,
     set_allocator,
 )
+from .memory_hook import MemoryHook
 from .pinned_memory import PinnedMemoryPool, alloc_pinned_memory
 from .stream import Event, ExternalStream, Stream, get_current_stream, get_elapsed_time
 

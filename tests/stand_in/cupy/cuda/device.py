@@ -48,7 +48,7 @@ class Device:
 
     @property
     def pci_bus_id(self) -> str:
-        return f"0000:{self.id:02X}:00.0"
+        return runtime.deviceGetPCIBusId(self.id)
 
     @property
     def mem_info(self) -> tuple[int, int]:

@@ -12,6 +12,9 @@ CUDA_R_32F, CUDA_R_64F, CUDA_R_16F, CUDA_R_16BF = 0, 1, 2, 14
 memcpyHostToHost, memcpyHostToDevice, memcpyDeviceToHost, memcpyDeviceToDevice, memcpyDefault = range(5)
 eventDefault, eventBlockingSync, eventDisableTiming = range(3)
 streamDefault, streamNonBlocking = range(2)
+cudaMemPoolAttrReservedMemCurrent, cudaMemPoolAttrReservedMemHigh = 5, 6
+cudaMemPoolAttrUsedMemCurrent, cudaMemPoolAttrUsedMemHigh = 7, 8
+_ATTRIBUTES = {5: "reserved", 6: "reserved_high", 7: "used", 8: "used_high"}
 _INVALID_VALUE, _NO_MEMORY, _INVALID_DEVICE = 1, 2, 101
 _ERRORS = {
     _INVALID_VALUE: "cudaErrorInvalidValue: invalid argument",
@@ -82,9 +85,43 @@ def getDeviceProperties(device: int) -> dict[str, Any]:
     }
 
 
+def deviceGetPCIBusId(device: int) -> str:
+    if not 0 <= device < _machine.DEVICES:
+        raise CUDARuntimeError(_INVALID_DEVICE)
+    return f"0000:{device:02X}:00.0"
+
+
 def memGetInfo() -> tuple[int, int]:
     """The free and the total bytes of the current device."""
-    return _machine.TOTAL_BYTES - _machine.allocated[getDevice()], _machine.TOTAL_BYTES
+    given = _machine.allocated[getDevice()] + _machine.driver_pools[getDevice()].reserved
+    return _machine.TOTAL_BYTES - given, _machine.TOTAL_BYTES
+
+
+def deviceGetMemPool(device: int) -> int:
+    """The handle of the driver's own pool."""
+    return 0xA51C + device
+
+
+def memPoolGetAttribute(pool: int, attr: int) -> int:
+    value: int = getattr(_driver_pool(pool), _ATTRIBUTES[attr])
+    return value
+
+
+def memPoolSetAttribute(pool: int, attr: int, value: int) -> None:
+    """A high-water mark can be set to 0 only, and is then what there is now."""
+    if value or attr not in (cudaMemPoolAttrReservedMemHigh, cudaMemPoolAttrUsedMemHigh):
+        raise CUDARuntimeError(_INVALID_VALUE)
+    found, name = _driver_pool(pool), _ATTRIBUTES[attr]
+    setattr(found, name, getattr(found, name.removesuffix("_high")))
+
+
+def memPoolTrimTo(pool: int, size: int) -> None:
+    found = _driver_pool(pool)
+    found.reserved = min(found.reserved, max(size, found.needed()))
+
+
+def _driver_pool(pool: int) -> _machine.DriverPool:
+    return _machine.driver_pools[pool - 0xA51C]
 
 
 def memcpy(dst: int, src: int, size: int, kind: int) -> None:
