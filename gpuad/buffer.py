@@ -31,6 +31,8 @@ class Observer(Protocol):
 class Home(Protocol):
     """What keeps free memory for another buffer."""
 
+    holds: int  # references to each array that it has lent
+
     def give(self, owner: Any) -> None:
         """Keep the memory of the array `owner`, if nobody else looks at it."""
 
@@ -88,7 +90,8 @@ class Buffer:
 
     def views(self) -> int:
         """How many arrays, of ours or of anyone's, look into this memory besides `owner` itself."""
-        return sys.getrefcount(self.owner) - 2  # less this attribute and the argument of getrefcount
+        kept = 0 if self.home is None else self.home.holds
+        return sys.getrefcount(self.owner) - 2 - kept  # less this attribute and the argument of getrefcount
 
 
 class LiveBytes:

@@ -33,7 +33,7 @@ from .dtype import DEFAULT_FLOAT, DEFAULT_INT, INTEGERS, DType, as_dtype, bfloat
 from .errors import DataError, DTypeError, ShapeError
 from .op import Opaque, Source
 from .provenance import here
-from .recording import Live, active, also
+from .recording import Live, active, also, refuse
 from .tensor import Tensor
 
 State: TypeAlias = tuple[int, int, int, int, int, int]  # two words of key, four of counter, the low one first
@@ -54,6 +54,7 @@ class Generator:
     __slots__ = ("_lock", "_state")
 
     def __init__(self, seed: int | None = None) -> None:
+        refuse("a generator that is made in the step", "make it before")
         if seed is not None and (not isinstance(seed, int) or seed < 0):
             raise DataError(f"a seed is an integer from 0 on, or None, got {seed!r}")
         low, high = np.random.SeedSequence(seed).generate_state(2, np.uint64).tolist()
@@ -67,6 +68,7 @@ class Generator:
 
     def set_state(self, state: Sequence[int]) -> None:
         """Go on from `state`, as `state` gave it; a list of it, as JSON makes, will do."""
+        refuse("a generator that is set in the step", "set it between calls")
         words = tuple(int(w) for w in state)
         if len(words) != 6 or not all(0 <= w < 1 << WORD for w in words):
             raise DataError(f"the state of a generator is six 64-bit words, got {state!r}")
@@ -74,6 +76,7 @@ class Generator:
 
     def split(self, n: int = 1) -> list[Generator]:
         """`n` generators with streams of their own, made of the next words of this one."""
+        refuse("split()", "split the generator before")
         if n < 0:
             raise DataError(f"split() makes 0 or more generators, got {n}")
         keys = _words(self.advance(2 * n * WORD), 0, 2 * n).tolist()
@@ -124,8 +127,8 @@ def _word(found: list[State], k: int) -> int:
 
 
 def _revived(state: State) -> Generator:
-    generator = Generator(0)
-    generator._state = state
+    generator = Generator.__new__(Generator)
+    generator._lock, generator._state = threading.Lock(), state
     return generator
 
 
@@ -159,6 +162,7 @@ def default() -> Generator:
 
 def seed(n: int) -> None:
     """Let the default generator begin the stream of `Generator(n)`."""
+    refuse("seed()", "seed between calls")
     default().set_state(Generator(n).state)
 
 

@@ -7,6 +7,7 @@ a check that raises or a count of steps, goes through `also`; a number that is a
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -51,6 +52,7 @@ class Live:
 class Place:
     """Where the elements of an array lie: what an array can be made of again that does not keep the memory."""
 
+    base: int  # the address of the memory that they are part of
     address: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -70,8 +72,10 @@ class Action:
 class Arena:
     """The memory of a recording, which keeps it: blocks that are used again for arrays of their size, and no others."""
 
+    holds = 1  # references to each block
+
     def __init__(self, empty: Callable[..., Any]) -> None:
-        self.empty = empty
+        self.empty: Callable[..., Any] | None = empty  # None once it is closed
         self.blocks: list[Any] = []
         self.free: dict[int, list[Any]] = {}
 
@@ -81,14 +85,19 @@ class Arena:
         if blocks:
             owner = blocks.pop()
             return owner.reshape(-1).view(dtype).reshape(shape), owner
+        assert self.empty is not None
         data = self.empty(shape, dtype)
         self.blocks.append(data)
         return data, data
 
     def give(self, owner: Any) -> None:
         """Use the memory of `owner` again, if nobody else looks at it."""
-        if sys.getrefcount(owner) <= 4:  # the buffer's, our own two, and the argument
+        if self.empty is not None and sys.getrefcount(owner) <= 4:  # the buffer's, our own two, and the argument
             self.free.setdefault(owner.nbytes, []).append(owner)
+
+    def close(self) -> None:
+        """Keep nothing any longer."""
+        self.blocks, self.free, self.empty, self.holds = [], {}, None, 0
 
 
 class Recorder:
@@ -180,6 +189,12 @@ class Recorder:
                         self.realize(array)
                 self.use(array.device)
                 self.handles[id(x)] = ref(x), self.device.place(array.data)
+
+    def settle(self) -> None:
+        """Compute what is pending, for it may read memory that is about to be written in place."""
+        for array in [x for x in gc.get_objects() if type(x) is Array and x.op is not None and not x.readers]:
+            if array.serial > self.began and array.device is self.device:
+                self.realize(array)
 
     def places(self) -> list[tuple[Any, Place]]:
         """The tensors from before that are still there, and where their values lay."""

@@ -23,6 +23,7 @@ from .node import Leaf
 from .operators import Operators, operators
 from .provenance import describe as describe_site
 from .provenance import here
+from .recording import active
 
 
 class Tensor(Operators, Exports):
@@ -157,6 +158,9 @@ class Tensor(Operators, Exports):
 
     def alias(self) -> Tensor:
         """The same value under another handle: rebinding one, with `+=` or `[...] =`, leaves the other alone."""
+        recorder = active.get()
+        if recorder is not None:
+            recorder.saw((self,))
         return Tensor(self.data, self.trace, self.link)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
@@ -176,6 +180,9 @@ class Tensor(Operators, Exports):
 
     def detach(self) -> Tensor:
         """The same values, constant for every derivative."""
+        recorder = active.get()
+        if recorder is not None:
+            recorder.saw((self,))
         return Tensor(self.array)
 
     # --- values -----------------------------------------------------------------------------

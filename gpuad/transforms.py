@@ -12,6 +12,7 @@ from .convert import as_operand
 from .dtype import is_float
 from .errors import DTypeError, GpuadError, ShapeError
 from .ops.create import ones_like, zeros_like
+from .recording import active
 from .tape import sweep
 from .tensor import Tensor
 from .trace import ForwardTrace, ReverseTrace
@@ -19,6 +20,9 @@ from .trace import ForwardTrace, ReverseTrace
 
 def _differentiable(leaves: list[Any], what: str) -> list[Tensor]:
     tensors = [as_operand(x) for x in leaves]
+    recorder = active.get()
+    if recorder is not None:
+        recorder.saw(tensors)
     for x in tensors:
         if not is_float(x.dtype):
             raise DTypeError(

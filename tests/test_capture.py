@@ -238,6 +238,181 @@ def test_pending_tensors_from_outside_are_followed(device):
     assert [f(gpuad.ones(3, device=device)).item() for _ in range(5)] == [6.0] * 5
 
 
+def test_views_of_a_parameter_are_a_snapshot(device):
+    data = batches(8)
+    model, optimizer, step = training(device)
+    captured = gpuad.capture(step)
+    taken(captured, optimizer, device, data[:5])
+    view = model[0].weight.numpy()
+    before = view.copy()
+    taken(captured, optimizer, device, data[5:])
+    assert np.array_equal(view, before)
+
+
+def test_a_gradient_from_before_is_added_to(device):
+    data = batches(6)
+    x, t = (gpuad.asarray(a, device=device) for a in data[5])
+    models = []
+    for wrap in (lambda f: f, gpuad.capture):
+        model, optimizer, step = training(device)
+        step = wrap(step)
+        taken(step, optimizer, device, data[:5])
+        F.cross_entropy(model(x), t).backward()
+        taken(step, optimizer, device, data[:2])
+        assert model[0].weight.grad is None
+        models.append(model)
+    assert same_bits(*models)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model, optimizer: model[0].weight.requires_grad_(False),
+        lambda model, optimizer: setattr(optimizer, "max_grad_norm", 1e-3),
+        lambda model, optimizer: model[0].bias.requires_grad_(False),
+    ],
+)
+def test_what_decides_a_step_is_followed(device, change):
+    data, models = batches(10), []
+    for wrap in (lambda f: f, gpuad.capture):
+        model, optimizer, step = training(device)
+        step = wrap(step)
+        taken(step, optimizer, device, data[:5])
+        change(model, optimizer)
+        taken(step, optimizer, device, data[5:])
+        models.append(model)
+    assert same_bits(*models)
+
+
+def test_a_gradient_that_somebody_holds_does_not_change(device):
+    model, x = network(device), gpuad.asarray(batches(1)[0][0], device=device)
+    captured = gpuad.capture(lambda x: gpuad.sum(model(x)).backward())
+    for _ in range(5):
+        captured(x)
+    held = model[0].weight.grad
+    before = held.numpy().copy()
+    captured(x)
+    assert np.array_equal(held.numpy(), before)
+
+
+def test_another_living_tensor_under_the_same_name_is_followed(device):
+    tables = [gpuad.full(3, float(k), device=device) for k in range(3)]
+    table = tables[0]
+    f = gpuad.capture(lambda x: gpuad.sum(x + table))
+    x = gpuad.zeros(3, device=device)
+    assert [f(x).item() for _ in range(5)] == [0.0] * 5
+    table = tables[2]
+    assert [f(x).item() for _ in range(5)] == [6.0] * 5
+
+
+def test_signs_of_zero_are_numbers_of_their_own(device):
+    f = gpuad.capture(lambda x, k: x * k)
+    x = gpuad.ones(2, device=device)
+    for _ in range(4):
+        assert not np.signbit(f(x, 0.0).numpy()).any() and np.signbit(f(x, -0.0).numpy()).all()
+
+
+def test_a_list_of_layers_is_followed(device):
+    class Net(nn.Module):
+        def __init__(self):
+            self.layers = [nn.Linear(3, 3, device=device)]
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    net, x = Net(), gpuad.ones((2, 3), device=device)
+    captured = gpuad.capture(lambda x: net(x))
+    for _ in range(5):
+        captured(x)
+    net.layers.append(nn.Linear(3, 3, device=device))
+    for _ in range(5):
+        assert np.array_equal(captured(x).numpy(), net(x).numpy())
+
+
+def test_memory_that_moved_once_is_forgotten(device):
+    data = batches(12)
+    model, optimizer, step = training(device)
+    captured = gpuad.capture(step)
+    taken(captured, optimizer, device, data[:1])
+    held = model[0].weight.detach()
+    taken(captured, optimizer, device, data[1:2])
+    del held
+    model.load_state_dict({name: x.numpy() for name, x in model.state_dict().items()})
+    taken(captured, optimizer, device, data[2:])
+    assert recording_of(captured) is not None
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"master_weights": False}, {"master_weights": False, "state_dtype": "bfloat16"}]
+)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_types_are_captured(device, dtype, options):
+    data, models = batches(7), []
+    for wrap in (lambda f: f, gpuad.capture):
+        model = network(device).to(dtype)
+        optimizer = optim.AdamW(model.parameters(), 1e-2, **options)
+
+        def step(x, t, model=model, optimizer=optimizer):
+            loss = F.cross_entropy(model(x.to(dtype)), t)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss
+
+        step = wrap(step)
+        taken(step, optimizer, device, data)
+        models.append(model)
+    assert recording_of(step) is not None
+    assert all(
+        p.numpy().tobytes() == q.numpy().tobytes()
+        for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True)
+    )
+
+
+def test_what_is_pending_when_a_step_is_taken_is_computed_first(device):
+    data, results = batches(6), []
+    for wrap in (lambda f: f, gpuad.capture):
+        model, optimizer, _ = training(device)
+
+        def step(x, t, model=model, optimizer=optimizer):
+            before = model[0].weight * 2.0
+            F.cross_entropy(model(x), t).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return before
+
+        step = wrap(step)
+        results.append([step(*(gpuad.asarray(a, device=device) for a in pair)).numpy() for pair in data])
+    assert all(np.array_equal(a, b) for a, b in zip(*results, strict=True)) and recording_of(step) is not None
+
+
+def test_detached_tensors_and_functional_gradients_are_followed(device):
+    w = gpuad.asarray(np.arange(3, dtype=F32), device=device).requires_grad_()
+
+    @gpuad.capture
+    def f(x):
+        return gpuad.sum(w.detach() * x), gpuad.grad(lambda v: gpuad.sum(v * v * x))(w)
+
+    x = gpuad.ones(3, device=device)
+    for k in range(6):
+        if k == 4:
+            with gpuad.no_grad():
+                w.copy_(np.full(3, 5, F32))
+        total, slope = f(x)
+        assert total.item() == w.numpy().sum() and np.array_equal(slope.numpy(), 2 * w.numpy())
+    assert recording_of(f) is None  # w has moved: it is recorded again
+
+
+def test_shapes_in_turn_are_replayed(device):
+    _, optimizer, step = training(device)
+    captured = gpuad.capture(step)
+    for k in range(12):
+        taken(captured, optimizer, device, batches(1, seed=k, rows=16 if k % 2 else 8))
+    assert [form.calls for form in captured.forms.values()] == [3, 3]
+
+
 # --- what cannot be followed ----------------------------------------------------------------------
 
 
@@ -269,6 +444,51 @@ def test_a_mask_that_selects_is_refused(device):
 def test_numbers_that_differ_each_time_are_refused(device):
     count = iter(range(10))
     refused(lambda x: x * float(next(count)), device, r"does not do the same each time\n.*test_capture.py:\d+ it did")
+
+
+def test_other_parts_each_time_are_refused(device):
+    count, tables = iter(range(10)), [gpuad.full((4, 4), float(k), device=device) for k in range(9)]
+    refused(lambda x: gpuad.sum(x[next(count) % 3 :][:1]), device, "does not do the same each time")
+    refused(lambda x: gpuad.sum(x * tables[next(count) % 9]), device, "does not do the same each time", calls=6)
+
+
+def test_other_results_each_time_are_refused(device):
+    count = iter(range(10))
+    refused(lambda x: (x * 2, x * 3)[:: 1 if next(count) % 2 else -1], device, "does not do the same each time")
+    refused(lambda x: (x * 2, next(count)), device, "does not do the same each time")
+
+
+def test_generators_of_the_step_itself_are_refused(device):
+    generator = gpuad.random.Generator(1)
+    draw = lambda g: gpuad.random.uniform((4, 4), generator=g, device=device)
+    refused(lambda x: x + draw(gpuad.random.Generator(5)), device, "a generator that is made in the step")
+    refused(lambda x: x + draw(generator.split()[0]), device, r"split\(\)")
+
+    def seeds(x):
+        gpuad.random.seed(3)
+        return x + draw(None)
+
+    refused(seeds, device, "cannot follow")
+
+
+def test_assigning_to_an_argument_is_refused(device):
+    def f(x):
+        x += 1.0
+        return x
+
+    refused(f, device, r"assigns to its argument float32\[4, 4\]")
+
+
+def test_a_tensor_that_is_given_twice_is_one(device):
+    f = gpuad.capture(lambda a, b: (a * b, a is b))
+    x, y = gpuad.ones(3, device=device), gpuad.ones(3, device=device)
+    assert [f(x, x)[1] for _ in range(5)] == [True] * 5 and [f(x, y)[1] for _ in range(5)] == [False] * 5
+
+
+def test_a_module_as_an_argument_is_refused(device):
+    f = gpuad.capture(lambda x, layer: layer(x))
+    with pytest.raises(gpuad.CaptureError, match="got a Module as an argument"):
+        f(gpuad.ones(3, device=device), nn.Dropout(0.5))
 
 
 def test_another_path_each_time_is_refused(device):
@@ -315,7 +535,8 @@ def test_a_state_in_a_variable_is_refused(device):
         state = state + x
         return gpuad.sum(state)
 
-    refused(f, device, r"is gone, or another one, when it returns\n  pass it as an argument, and return the new one")
+    message = r"is gone, or another one, when it returns\n  pass it as an argument, and return the new one"
+    refused(f, device, message, calls=6)
 
 
 def test_gradients_that_pile_up_are_followed(device):
@@ -483,6 +704,36 @@ def test_memory_is_used_again_inside_a_recording(device):
     for _ in range(4):
         f(gpuad.ones((64, 64), device=device))
     assert sum(b.nbytes for b in recording_of(f).memory) <= 5 * 64 * 64 * 4
+
+
+def test_numbers_that_are_assigned_are_part_of_the_recording(device):
+    def f(x):
+        y = x * 2.0
+        y[0] = 7.0
+        return y
+
+    captured = gpuad.capture(f)
+    for k in range(5):
+        assert captured(gpuad.full(3, float(k), device=device)).tolist() == [7.0, 2.0 * k, 2.0 * k]
+
+
+def test_a_step_that_asks_for_nothing_is_called(device):
+    count = iter(range(10))
+    f = gpuad.capture(lambda: next(count))
+    assert [f() for _ in range(5)] == [0, 1, 2, 3, 4]
+
+
+def test_threads_take_turns(device):
+    if device != "cpu":
+        pytest.skip("the stand-in is slow")
+    from concurrent.futures import ThreadPoolExecutor
+
+    f = gpuad.capture(lambda x: gpuad.sum(gpuad.exp(x) * x))
+    given = [gpuad.full((64, 64), k / 10) for k in range(10)]
+    expected = [gpuad.sum(gpuad.exp(x) * x).item() for x in given]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            assert [y.item() for y in pool.map(f, given)] == expected
 
 
 @pytest.mark.skipif(engines.engine() != "compiled", reason="needs the compiled engine")

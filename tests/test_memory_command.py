@@ -151,7 +151,7 @@ def test_bad_input_is_refused(capsys, tmp_path, monkeypatch, arguments, message)
         ("selects", "a mask bool.4, 4. on the meta device selects an unknown number of elements, at user.py:15"),
         ("missing", r"user.py has no function missing\(\)"),
         ("number", r"user.py has a int, which is no function, number\(\)"),
-        ("fails", r"failed at user.py:22: KeyError: 'no such thing'"),
+        ("fails", r"failed at user.py:21: KeyError: 'no such thing'"),
     ],
 )
 def test_what_a_dry_run_cannot_follow_is_named(capsys, user, function, message):
@@ -191,7 +191,7 @@ def test_estimate_counts_its_inputs(spec):
 
 def test_estimate_refuses_work_elsewhere():
     layer = gpuad.nn.Linear(4, 4)
-    with pytest.raises(gpuad.DeviceError, match="works on cpu at test_memory_command.py"):
+    with pytest.raises(gpuad.DeviceError, match=r"works on cpu at test_memory_command\.py"):
         memory.estimate(lambda: gpuad.sum(layer(gpuad.ones((2, 4), device="cpu"))), like="cuda:sm_90")
     with memory.dry("cuda:sm_80"):
         layer = gpuad.nn.Linear(4, 4)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import gpuad
-from gpuad import nn, optim
+from gpuad import memory, nn, optim
 from gpuad.attribution import ledgers
 from gpuad.buffer import observers
 from gpuad.devices import device as find_device
@@ -181,7 +181,8 @@ def test_allocations_of_other_threads_are_missed_and_that_is_said(cuda, pool):
     idle.start()
     try:
         alone, notes = rows(reconciled(cuda, blocks(cuda)))
-        assert alone["pool used"] == (5 * 512, "exact") and f"not those of {threading.active_count() - 1} other" in notes["pool used"]
+        others = f"not those of {threading.active_count() - 1} other"
+        assert alone["pool used"] == (5 * 512, "exact") and others in notes["pool used"]
         found, notes = rows(reconciled(cuda, step))
         assert found["pool used"] == (512, "sampled") and "1.00 KiB after the step" in notes["pool used"]
     finally:

@@ -81,7 +81,7 @@ class CPU(Device):
 
     def place(self, data: Any) -> Place:
         """Where a NumPy array lies."""
-        return Place(data.__array_interface__["data"][0], data.shape, data.strides, data.dtype)
+        return Place(self.base(data), data.__array_interface__["data"][0], data.shape, data.strides, data.dtype)
 
     def base(self, data: Any) -> int:
         """The address of the memory that a NumPy array is part of."""
@@ -101,7 +101,7 @@ class CPU(Device):
                 shape, dtype = op.infer(arrays, params)
                 out = self.allocate(shape, dtype, site=site)
                 work = self._product(op) or partial(op.into, np)
-                self.perform(partial(work, **params) if params else work, arrays, [out.data], (op.name, params), site)
+                self.into(partial(work, **params) if params else work, arrays, out.data, (op.name, params), site)
                 return out
             result = op.forward(np, *arrays, **params)
             if active.get() is not None:

@@ -206,7 +206,7 @@ class Cuda(Device):
 
     def place(self, data: Any) -> Place:
         """Where a CuPy array lies."""
-        return Place(data.data.ptr, data.shape, data.strides, data.dtype)
+        return Place(data.data.mem.ptr, data.data.ptr, data.shape, data.strides, data.dtype)
 
     def base(self, data: Any) -> int:
         """The address of the memory that a CuPy array is part of."""
@@ -237,7 +237,7 @@ class Cuda(Device):
             shape, dtype = op.infer(arrays, params)
             out = self.allocate(shape, dtype, site=site)
             into = partial(cuda_products.PRODUCTS.get(op.name) or partial(_into_with_cupy, op), self, **params)
-            self.perform(into, arrays, [out.data], (op.name, params), site)
+            self.into(into, arrays, out.data, (op.name, params), site)
             return out
 
     def attention(self, q: Any, k: Any, v: Any) -> Any:

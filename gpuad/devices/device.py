@@ -69,6 +69,22 @@ class Device(ABC):
         with suspended():
             work(*inputs, *outputs)
 
+    def into(self, work: Callable[..., Any], arrays: list[Any], out: Any, key: Any, site: Site | None) -> None:
+        """Perform `work(*arrays, out)`; numbers may stand among `arrays`."""
+        if active.get() is None:
+            work(*arrays, out)
+            return
+        numbers = {k: x for k, x in enumerate(arrays) if not hasattr(x, "strides")}
+
+        def again(*given: Any) -> None:
+            inputs = list(given[:-1])
+            for k, x in numbers.items():
+                inputs.insert(k, x)
+            work(*inputs, given[-1])
+
+        inputs = [x for x in arrays if hasattr(x, "strides")]
+        self.perform(again if numbers else work, inputs, [out], (key, str(numbers)), site)
+
     def recorded(
         self, forward: Callable[..., Any], arrays: list[Any], params: dict[str, Any], result: Any, name: str, site: Any
     ) -> Any:

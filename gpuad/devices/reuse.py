@@ -23,6 +23,8 @@ LIMIT = 1 << 29  # bytes kept at most
 class Reuse:
     """Free blocks by size.  Safe on threads: each step is one operation of a dict or a list."""
 
+    holds = 0  # references to what is lent
+
     def __init__(self, smallest: int = SMALLEST, limit: float = LIMIT) -> None:
         self.smallest, self.limit = smallest, limit  # in bytes: of a block, and of all that are kept
         self.free: dict[int, list[Data]] = {}

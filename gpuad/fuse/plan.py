@@ -307,7 +307,7 @@ def _donor_for(y: Array, place: int, donors: list[Array], last: dict[int, int]) 
     assert op is not None
     if op.fusion != ELEMENTWISE:
         return None
-    for x in donors:
+    for x in sorted(donors, key=lambda x: x is not _changed(y)):  # p - ... takes over p, if it can
         flags = x.data.flags  # CuPy's memory can always be written, and its flags do not say so
         if x.shape != y.shape or x.dtype != y.dtype or not (flags.c_contiguous and getattr(flags, "writeable", True)):
             continue
@@ -315,6 +315,14 @@ def _donor_for(y: Array, place: int, donors: list[Array], last: dict[int, int]) 
             donors.remove(x)
             return x
     return None
+
+
+def _changed(y: Array) -> Array | None:
+    """The array that `y` is made of first of all: p in p - rate * g."""
+    x: Any = y
+    while type(x) is Array and x.op is not None:
+        x = x.inputs[0] if x.inputs else None
+    return x if type(x) is Array else None
 
 
 def exclusive(array: Array, held: int) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -28,7 +29,7 @@ from ..ops.join import concat, stack
 from ..ops.reduce import sum as sum_
 from ..ops.shape import astype, reshape
 from ..provenance import here
-from ..recording import Live, Recorder, active, refuse
+from ..recording import Live, Recorder, active
 from ..tensor import Tensor
 
 
@@ -205,8 +206,18 @@ class Flat:
         """f(the number of the step that is being taken) for each parameter, spread."""
         if len(set(self.steps)) == 1:
             return self.number(lambda: f(self.steps[0] + 1))
-        refuse("parameters that have taken different numbers of steps", "give them optimizers of their own")
-        return self.spread([f(n + 1) for n in self.steps])
+        if active.get() is None:
+            return self.spread([f(n + 1) for n in self.steps])
+        each = [Live(partial(self._of_step, f, k)) for k in range(len(self.steps))]
+        return concat(
+            [
+                Tensor(constant.make((size,), self.full, self.device, (live,), here()))
+                for size, live in zip(self.sizes, each, strict=True)
+            ]
+        )
+
+    def _of_step(self, f: Callable[[int], float], k: int) -> float:
+        return f(self.steps[k] + 1)
 
     def guard(self, recorder: Recorder) -> None:
         """Have `recorder` see to it that the arrays stay where they are, and options but the learning rate as well."""
@@ -248,14 +259,31 @@ def replace(flats: Sequence[Flat], changed: Sequence[Sequence[Tensor]]) -> None:
     """
     new = [[x.array for x in arrays] for arrays in changed]
     values = [flat.rounded(arrays[0]).array for flat, arrays in zip(flats, changed, strict=True)]
+    old = [flat.values if flat.master and active.get() is not None else None for flat in flats]
     for flat in flats:
         flat.release()
         flat.arrays, flat.values = [], None
     try:
         realize_all([array for arrays in new for array in arrays] + values)
+        for k in range(len(flats)):
+            values[k] = _in_place(old, k, values[k])
     finally:
         for flat, arrays, rounded in zip(flats, new, values, strict=True):
             flat._hold([_origin(array) for array in arrays], rounded)
+
+
+def _in_place(old: list[Array | None], k: int, new: Array) -> Array:
+    """`new`, or in a recording `old[k]` with its values, where nobody else looks at that: replays write there again."""
+    recorder, array = active.get(), old[k]
+    if recorder is None or array is None or array.buffer is None or not exclusive(array, 2):  # by the list, and here
+        return new
+    recorder.wrote(array.buffer)
+    array.device.perform(partial(_fill, array.device), [new.data], [array.data], "values")
+    return array
+
+
+def _fill(device: Any, x: Any, out: Any) -> None:
+    device.fill(out, x)
 
 
 def _origin(array: Array) -> Array:

@@ -115,6 +115,10 @@ class Optimizer:
                 flat.follow()
                 if recorder is not None:
                     flat.guard(recorder)
+            if recorder is not None:
+                largest = self.max_grad_norm
+                recorder.guards.append(lambda: self.max_grad_norm == largest)
+                recorder.settle()
             if not self._stepped_at_once(flats, gradients, refuse, undoing):
                 self._step_by_rule(flats, gradients, refuse, undoing)
         moved = [[gradients[k] is not None for k in flat.places] for flat in flats]
