@@ -36,7 +36,7 @@ LAYERS = (
     ("op",),
     ("ops", "random"),
     ("tape",),
-    ("transforms", "remat", "debug", "replay"),
+    ("transforms", "remat", "debug", "guards", "replay"),
     ("nn", "optim", "data"),
     ("models", "memory"),
     ("__init__",),

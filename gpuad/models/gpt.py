@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from ..array import describe
 from ..devices import Device
 from ..dtype import float32
-from ..errors import DataError, ShapeError
+from ..errors import DataError
 from ..nn import Dropout, Embedding, LayerNorm, Linear, Module, MultiHeadAttention, init
-from ..nn.functional import cross_entropy, gelu, linear_cross_entropy
-from ..ops.shape import reshape
+from ..nn.functional import gelu
 from ..random import Generator
 from ..tensor import Tensor
 from ..trace import no_grad
-
-LARGE = 8192  # tokens of a vocabulary from which on the head goes by chunks of rows
+from .language import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class GPTConfig:
         return cls(vocabulary=50257, length=1024, layers=12, heads=12, width=768)
 
 
-class GPT(Module):
+class GPT(LanguageModel):
     """Logits for the token after each position.
 
     `wrap_block(block)` is called in place of each block: a function that computes it again in the backward pass, say.
@@ -95,40 +92,12 @@ class GPT(Module):
                 elif name.endswith("bias"):
                     p.copy_(init.zeros(p.shape, dtype=p.dtype, device=p.device))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """int[batch, length] to logits[batch, length, vocabulary]."""
-        logits: Tensor = self.head(self._features(tokens))
-        return logits
-
-    def _features(self, tokens: Tensor) -> Tensor:
-        """int[batch, length] to what the head reads, [batch, length, width]."""
-        if tokens.ndim != 2 or tokens.shape[1] > self.config.length:
-            raise ShapeError(f"GPT needs tokens [batch, up to {self.config.length}], got {describe(tokens)}")
-        x = self.token(tokens)
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        x: Tensor = self.token(tokens)
         if self.position is not None:
             x = x + self.position.weight[: tokens.shape[1]]
-        x = self.dropout(x)
-        for block in self.blocks:
-            x = (block if self.wrap_block is None else self.wrap_block(block))(x)
-        features: Tensor = self.norm(x)
-        return features
-
-    def loss(self, tokens: Tensor) -> Tensor:
-        """The mean cross entropy, in nats, of predicting each token of int[batch, length + 1] from those before it.
-
-        Of a large vocabulary the logits are never held all at once.
-        """
-        before, targets = tokens[:, :-1], tokens[:, 1:]
-        if self.config.vocabulary >= LARGE:
-            large: Tensor = linear_cross_entropy(self._features(before), self.head.weight, targets)
-            return large
-        logits = self(before)
-        loss: Tensor = cross_entropy(reshape(logits, (-1, logits.shape[-1])), reshape(targets, (-1,)))
-        return loss
-
-    def extra_repr(self) -> str:
-        """The sizes."""
-        return ", ".join(f"{name}={value}" for name, value in asdict(self.config).items())
+        found: Tensor = self.dropout(x)
+        return found
 
 
 class Block(Module):

@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from ..array import describe
 from ..devices import Device
 from ..dtype import float32
 from ..errors import DataError, ShapeError
 from ..nn import Embedding, Linear, Module, RMSNorm, init
-from ..nn.functional import cross_entropy, linear_cross_entropy, rotary_embedding, scaled_dot_product_attention, silu
+from ..nn.functional import rotary_embedding, scaled_dot_product_attention, silu
 from ..ops.shape import broadcast_to, expand_dims, permute_dims, reshape
 from ..random import Generator
 from ..tensor import Tensor
 from ..trace import no_grad
-from .gpt import LARGE
+from .language import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ SIZES = {
 }
 
 
-class Llama(Module):
+class Llama(LanguageModel):
     """Logits for the token after each position.
 
     `wrap_block(block)` is called in place of each block: a function that computes it again in the backward pass, say.
@@ -98,38 +97,6 @@ class Llama(Module):
                 if p.ndim == 2:
                     wide = small if name.endswith(("out.weight", "down.weight")) else std
                     p.copy_(init.normal(p.shape, std=wide, dtype=p.dtype, device=p.device, generator=generator))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """int[batch, length] to logits[batch, length, vocabulary]."""
-        logits: Tensor = self.head(self._features(tokens))
-        return logits
-
-    def _features(self, tokens: Tensor) -> Tensor:
-        """int[batch, length] to what the head reads, [batch, length, width]."""
-        if tokens.ndim != 2 or tokens.shape[1] > self.config.length:
-            raise ShapeError(f"Llama needs tokens [batch, up to {self.config.length}], got {describe(tokens)}")
-        x = self.token(tokens)
-        for block in self.blocks:
-            x = (block if self.wrap_block is None else self.wrap_block(block))(x)
-        features: Tensor = self.norm(x)
-        return features
-
-    def loss(self, tokens: Tensor) -> Tensor:
-        """The mean cross entropy, in nats, of predicting each token of int[batch, length + 1] from those before it.
-
-        Of a large vocabulary the logits are never held all at once.
-        """
-        before, targets = tokens[:, :-1], tokens[:, 1:]
-        if self.config.vocabulary >= LARGE:
-            large: Tensor = linear_cross_entropy(self._features(before), self.head.weight, targets)
-            return large
-        logits = self(before)
-        loss: Tensor = cross_entropy(reshape(logits, (-1, logits.shape[-1])), reshape(targets, (-1,)))
-        return loss
-
-    def extra_repr(self) -> str:
-        """The sizes."""
-        return ", ".join(f"{name}={value}" for name, value in asdict(self.config).items())
 
 
 class Block(Module):
