@@ -391,6 +391,18 @@ def test_what_the_driver_says_is_context_and_pool_and_what_is_left(cuda, cupy, g
     assert list(found)[-4:] == ["context", "unexplained", "process (NVML)", "device (NVML)"] and kept.shape
 
 
+def test_samples_are_for_the_picture_and_say_so(cuda, cupy, tmp_path):
+    kept = take(cuda, 10 * MIB)
+    with nvml.installed(nvml.Library([described_gpu(cupy, 0, 310 * MIB)])):
+        p = reconciled(cuda, blocks(cuda))
+    assert len(p.sampled) >= 2 and {nbytes for _, nbytes in p.sampled} == {10 * MIB}
+    report = memory.Report([p])
+    report.save_html(tmp_path / "m.html")
+    report.plot(tmp_path / "m.svg")
+    assert "sampled: a lower bound" in (tmp_path / "m.html").read_text()
+    assert 'class="sampled" points="' in (tmp_path / "m.html").read_text() and kept.shape
+
+
 def test_free_memory_of_the_pool_goes_back_before_the_first_reading(cuda, pool):
     take(cuda, 20 * MIB)
     assert pool.total_bytes() == 20 * MIB

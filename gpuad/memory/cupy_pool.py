@@ -14,6 +14,7 @@ from ..attribution import Watcher, doing, ledgers
 from ..buffer import Buffer, observers
 from ..devices import Device
 from ..provenance import describe, here
+from .nvml import SAMPLER
 from .pool import rounded
 from .profile import Row, missing, show
 
@@ -161,7 +162,7 @@ class Hooked(Marked, Watcher):
             rows.append(Row("outside the ledger", outside, "exact", note))
         unseen = [f"{show(nbytes)} {mark}" for mark, nbytes in self.unseen if nbytes]
         note = "the most that CuPy's pool lent at one time, by a hook that sees every allocation of this thread"
-        others = threading.active_count() - 1
+        others = sum(thread.name != SAMPLER for thread in threading.enumerate()) - 1
         if others:
             note += f", not those of {others} other{'s' * (others > 1)}"
         if unseen:

@@ -25,6 +25,7 @@ from typing import Any, Literal
 Quality = Literal["exact", "sampled", "unavailable"]
 
 INSTALL = "pip install nvidia-ml-py"
+SAMPLER = "gpuad-nvml"  # the name of the thread that takes samples
 PATIENCE = 5.0  # seconds that a Sampler waits for its thread
 SCRAMBLED = ("535.43.", "535.54.", "535.86.")  # drivers whose third list of processes has another layout
 UNKNOWN_BYTES = 2**64 - 1  # how NVML's structures say that a number is not available
@@ -304,7 +305,7 @@ class Sampler:
         with suppress(Refused):  # every reading will say so
             self._open.enter_context(opened())  # for all of them: it takes longer than a reading
         self._take()
-        self._thread = threading.Thread(target=self._run, name="gpuad-nvml", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=SAMPLER, daemon=True)
         self._thread.start()
         return self
 

@@ -33,7 +33,7 @@ def page(
     profiles: Sequence[Profile], lines: Sequence[str], together: Sequence[Table], of_run: Sequence[Sequence[Table]]
 ) -> str:
     """The text of the page: the `lines` of the summary, the tables of all runs, and for each run its own."""
-    top = max(p.peak_bytes for p in profiles)
+    top = max(p.top for p in profiles)
     runs = "".join(_run(k, p, top, tables) for k, (p, tables) in enumerate(zip(profiles, of_run)))
     choice = "".join(f'<button type="button" data-run="{k}">{escape(p.name)}</button>' for k, p in enumerate(profiles))
     summary = "".join(f"<li>{escape(line)}</li>" for line in lines)
@@ -96,6 +96,11 @@ def _timeline(profile: Profile, top: int) -> str:
         stacked = [s + series[event] for s, event in zip(stacked, events)]
         steps = "".join(f"H{e / count * 1000:.1f}V{300 - s / height * 300:.1f}" for e, s in zip(events, stacked))
         areas.append(f'<path fill="{COLOURS[name]}" d="M0 300{steps}H1000V300Z"/>')
+    dots = " ".join(
+        f"{profile.event_at(t) / count * 1000:.1f},{300 - n / height * 300:.1f}" for t, n in profile.sampled
+    )
+    title = "what the driver counts for the process, less its context; sampled: a lower bound"
+    drawn = f'<polyline class="sampled" points="{dots}"><title>{title}</title></polyline>' if dots else ""
     lines = "".join(f'<path class="grid" d="M0 {300 - t / height * 300:.1f}H1000"/>' for t in ticks(top))
     scale = "".join(f'<span style="bottom:{t / height:.2%}">{show(t)}</span>' for t in ticks(top))
     phases = "".join(
@@ -107,7 +112,7 @@ def _timeline(profile: Profile, top: int) -> str:
         f'<div class="timeline" style="margin-top:{1.1 * rows + 0.8:.1f}em">'
         f'<div class="scale">{scale}</div><div class="marks">{marks}</div>'
         f'<svg viewBox="0 0 1000 300" preserveAspectRatio="none" role="img" aria-label="bytes over events">'
-        f'{"".join(reversed(areas))}{lines}<path class="cursor" d="M0 0V300" hidden=""/></svg>'
+        f'{"".join(reversed(areas))}{lines}{drawn}<path class="cursor" d="M0 0V300" hidden=""/></svg>'
         f'<div class="phases">{phases}</div><div class="ends"><span>0</span><span>events: what was allocated and'
         f" freed, in order</span><span>{len(profile.live):,}</span></div></div>\n"
     )
@@ -213,6 +218,7 @@ nav button[aria-pressed=true]{background:#332288;color:#fff;border-color:#332288
 .cursor{stroke:#000;vector-effect:non-scaling-stroke}.cursor[hidden]{display:none}
 .scale{position:absolute;height:300px;left:-6.1em;width:5.8em;font-size:.85em}
 .scale span{position:absolute;right:0;transform:translateY(50%)}
+.sampled{fill:none;stroke:#000;stroke-dasharray:2 3;vector-effect:non-scaling-stroke}
 .marks{position:absolute;left:0;right:0;top:0;height:300px;pointer-events:none;font-size:.85em}
 .marks span{position:absolute;background:#fff;padding:0 .2em;white-space:nowrap;line-height:1.25;
 overflow:hidden;text-overflow:ellipsis;box-sizing:border-box;z-index:1}

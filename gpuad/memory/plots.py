@@ -175,6 +175,9 @@ FEWEST = 10  # letters that a name may be shortened to
 LEAST = 0.003  # share of the whole below which cells are drawn together
 
 
+SAMPLED = "sampled: a lower bound"
+
+
 def figure(profiles: Sequence[Profile]) -> Figure:
     """A timeline and an icicle of each profile, one below the other."""
     try:
@@ -186,7 +189,7 @@ def figure(profiles: Sequence[Profile]) -> Figure:
     heights = [sum(HEIGHTS.values()) + ROW * depth(t) for t in trees]
     drawn = Figure(figsize=(WIDTH, sum(heights)), dpi=150)
     FigureCanvasAgg(drawn)  # which measures text
-    top, bytes_at_top = sum(heights), max(p.peak_bytes for p in profiles)
+    top, bytes_at_top = sum(heights), max(p.top for p in profiles)
     for profile, root in zip(profiles, trees):
         top = _draw_run(drawn, profile, root, top, bytes_at_top)
     return drawn
@@ -230,6 +233,10 @@ def draw_timeline(axes: Axes, profile: Profile, bytes_at_top: int) -> None:
         axes.fill_between(
             [*events, len(profile.live)], heights, step="post", color=COLOURS[name], linewidth=0, label=label
         )
+    if profile.sampled:
+        label = f"process, less context\n{SAMPLED}"
+        places = [profile.event_at(seconds) for seconds, _ in profile.sampled]
+        axes.plot(places, [nbytes for _, nbytes in profile.sampled], "k.:", markersize=3, linewidth=0.8, label=label)
     axes.set_xlim(0, max(1, len(profile.live)))
     axes.set_ylim(0, max(1, bytes_at_top) * 1.05)
     axes.set_yticks(ticks(bytes_at_top), [show(t) for t in ticks(bytes_at_top)], fontsize=SMALL)

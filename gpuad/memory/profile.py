@@ -111,6 +111,8 @@ class Profile:
     flops: int = 0  # of the run
     held: int = 0  # the most bytes in use together with what the allocator kept for reuse
     reconciliation: list[Row] = field(default_factory=list)
+    # (seconds, bytes) of what the driver counted for the process less its context, now and then: a lower bound
+    sampled: list[tuple[float, int]] = field(default_factory=list)
 
     @property
     def peak_event(self) -> int:
@@ -121,6 +123,15 @@ class Profile:
     def peak_bytes(self) -> int:
         """The most memory that was in use."""
         return max(self.live, default=0)
+
+    def event_at(self, seconds: float) -> int:
+        """The last event by that time since the run began."""
+        return max(0, bisect_right(self.seconds, seconds) - 1)
+
+    @property
+    def top(self) -> int:
+        """The most bytes that a picture of it shows."""
+        return max([self.peak_bytes, *[nbytes for _, nbytes in self.sampled]])
 
     @property
     def peak_phase(self) -> str:

@@ -17,6 +17,8 @@ import sys
 import tracemalloc
 import uuid
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -107,11 +109,17 @@ def _on_gpu(device: Any, step: Step, name: str) -> Profile:
     held = pool.held()
     before = _read(device, held)
     seen: Profile
-    with profile(device=device, name=name) as seen, pool.watched():
+    # for the picture alone: what is reached between two readings is not seen
+    sampler = nvml.Sampler(_reader(device, held)) if before.process.nbytes is not None else None
+    with profile(device=device, name=name) as seen, sampler or nullcontext(), pool.watched():
         run_to_end(step)
         device.synchronize()
     reserved = pool.held()
     after = _read(device, reserved)
+    if sampler is not None and before.process.nbytes is not None:
+        context = before.process.nbytes - held
+        readings = [(seconds, reading.process.nbytes) for seconds, reading in sampler.readings]
+        seen.sampled = [(seconds, n - context) for seconds, n in readings if n is not None]
     seen.reconciliation = [
         logical(seen),
         in_units(seen),
@@ -123,9 +131,14 @@ def _on_gpu(device: Any, step: Step, name: str) -> Profile:
 
 def _read(device: Any, held: int) -> nvml.Reading:
     """What NVML says now."""
+    return _reader(device, held)()
+
+
+def _reader(device: Any, held: int) -> Callable[[], nvml.Reading]:
+    """A function that asks NVML, on any thread."""
     runtime = device.xp.cuda.runtime
     name = uuid.UUID(bytes=bytes(runtime.getDeviceProperties(device.index)["uuid"]))
-    return nvml.read(runtime.deviceGetPCIBusId(device.index), str(name), held=held)
+    return partial(nvml.read, runtime.deviceGetPCIBusId(device.index), str(name), held=held)
 
 
 def _driver(before: nvml.Reading, held: int, after: nvml.Reading, reserved: int) -> list[Row]:
