@@ -10,7 +10,7 @@ from gpuad.devices import cuda_head
 from gpuad.dtype import as_dtype
 from gpuad.errors import DataError, DTypeError, IndexRangeError, ShapeError
 from gpuad.fuse.prelude import CUDA_FLAGS, CUDA_PRELUDE
-from gpuad.models import GPT, GPTConfig, gpt
+from gpuad.models import GPT, GPTConfig, language
 from gpuad.nn import functional as F
 from gpuad.ops import head
 from gpuad.random import Generator
@@ -354,14 +354,14 @@ def test_gpu_text_is_compiled_as_it_is_launched(dtype, index):
 
 
 def test_gpt_with_a_large_vocabulary_never_holds_all_logits(monkeypatch):
-    config = GPTConfig(vocabulary=gpt.LARGE, length=32, layers=1, heads=2, width=8)
+    config = GPTConfig(vocabulary=language.LARGE, length=32, layers=1, heads=2, width=8)
     model = GPT(config, generator=Generator(1))
-    tokens = gpuad.asarray(np.random.default_rng(0).integers(0, gpt.LARGE, (4, 33)))
+    tokens = gpuad.asarray(np.random.default_rng(0).integers(0, language.LARGE, (4, 33)))
     monkeypatch.setattr(head, "CHUNK_BYTES", 0)  # chunks of the fewest rows
     with Watch() as watch:
         loss = model.loss(tokens)
         loss.backward()
-    assert max(watch.sizes) == head.FEWEST_ROWS * gpt.LARGE * 4
+    assert max(watch.sizes) == head.FEWEST_ROWS * language.LARGE * 4
     found = [loss.numpy(), *[p.grad.numpy() for p in model.parameters()]]
     for p in model.parameters():
         p.grad = None
