@@ -284,6 +284,21 @@ def test_what_decides_a_step_is_followed(device, change):
     assert same_bits(*models)
 
 
+@pytest.mark.parametrize("kind", [optim.SGD, optim.AdamW])
+def test_parameters_that_have_moved_more_often_are_followed(device, kind):
+    data, models = batches(12), []
+    for wrap in (lambda f: f, gpuad.capture):
+        model, optimizer, step = training(device, kind)
+        step = wrap(step)
+        taken(step, optimizer, device, data[:6])
+        gpuad.sum(model[0].bias * 2).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        taken(step, optimizer, device, data[6:])
+        models.append(model)
+    assert same_bits(*models)
+
+
 def test_a_gradient_that_somebody_holds_does_not_change(device):
     model, x = network(device), gpuad.asarray(batches(1)[0][0], device=device)
     captured = gpuad.capture(lambda x: gpuad.sum(model(x)).backward())

@@ -226,10 +226,12 @@ class Flat:
         recorder.kept.update(self.device.base(data) for data in self.memory)
         options = {name: value for name, value in self.group.items() if name not in ("params", "lr")}
         places = [self.device.place(a.data) for a in self.arrays]
+        together = len(set(self.steps)) == 1  # then one number speaks for all: `by_step`
 
         def same() -> bool:
             return (
                 not self.loaded
+                and (len(set(self.steps)) == 1) == together
                 and all(self.group[name] == value for name, value in options.items())
                 and [self.device.place(a.data) for a in self.arrays] == places
             )
