@@ -54,6 +54,8 @@ from .ops.reduce import *
 from .ops.shape import *
 from .ops.sort import *
 from .remat import checkpoint as checkpoint
+from .remat import checkpoint_name as checkpoint_name
+from .remat import names as names
 from .replay import capture as capture
 from .tape import backward as _backward  # enters Tensor.backward
 from .tensor import Tensor as Tensor

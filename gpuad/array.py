@@ -72,6 +72,7 @@ class Array:
         "serial",
         "shape",
         "site",
+        "wanted",
     )
 
     def __init__(
@@ -89,6 +90,7 @@ class Array:
         self.op, self.inputs, self.params, self.depth, self.site = op, inputs, params, depth, site
         self.serial = next(serials)  # inputs have smaller ones than what reads them
         self.readers = self.kept = 0
+        self.wanted = False  # is it to be stored wherever it is computed?
         self.data: Any = None
         self.buffer: Buffer | None = None
         self.on_write: Callable[[Array], None] | None = None  # called once, when the value is computed

@@ -38,8 +38,9 @@ class Watcher(Protocol):
 
 
 ledgers: list[Watcher] = []  # the one registry
-Doing: TypeAlias = "tuple[str, tuple[Any, ...]]"  # an op, and the Modules that asked for it, outer first
-doing: ContextVar[Doing] = ContextVar("doing", default=("", ()))  # on whose account memory is taken, for ledgers
+# an op, the Modules that asked for it, outer first, and the phase in which they did
+Doing: TypeAlias = "tuple[str, tuple[Any, ...], str]"
+doing: ContextVar[Doing] = ContextVar("doing", default=("", (), ""))  # on whose account memory is taken, for ledgers
 asked: WeakKeyDictionary[Array, Doing] = WeakKeyDictionary()  # the same for pending arrays
 phase: ContextVar[str] = ContextVar("phase", default="forward")
 scope: ContextVar[tuple[Any, ...]] = ContextVar("scope", default=())  # the Modules that are running, outer first
@@ -49,7 +50,7 @@ scopes: WeakKeyDictionary[Any, tuple[Any, ...]] = WeakKeyDictionary()  # those o
 
 def begin(op: Any) -> None:
     """From here on memory is taken for `op`, or for what is made of it."""
-    doing.set((whole.get() or op.name, scope.get()))
+    doing.set((whole.get() or op.name, scope.get(), phase.get()))
 
 
 def began(array: Any) -> None:
@@ -64,7 +65,7 @@ def resume(array: Array) -> None:
     if found is not None:
         doing.set(found)
     elif array.op is not None:
-        doing.set((array.op.name, scope.get()))
+        doing.set((array.op.name, scope.get(), phase.get()))
 
 
 def assign(array: Array, category: str) -> None:
@@ -81,11 +82,11 @@ def take_over(array: Array) -> None:
         assign(array, "temporary")
 
 
-def keep(array: Array, node: Any) -> None:
-    """A node of a tape keeps `array` from now on."""
+def keep(array: Array, node: Any, op: str) -> None:
+    """A node of a tape keeps `array` from now on, for `op`."""
     scopes[node] = scope.get()
     for ledger in ledgers:
-        ledger.kept(array, node.op.name)
+        ledger.kept(array, op)
 
 
 def release(array: Array, op: str) -> None:
@@ -115,7 +116,7 @@ def mark(name: str) -> None:
 def forget() -> None:
     """Hold no Module any longer: the last ledger has gone."""
     if not ledgers:
-        doing.set(("", ()))
+        doing.set(("", (), ""))
         asked.clear()
         scopes.clear()
 

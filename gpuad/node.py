@@ -41,13 +41,18 @@ class Node:
         """Forget what is saved."""
         saved, self.saved = self.saved, None
         if saved is not None:
-            for v in saved:
+            for k, v in enumerate(saved):
                 if v is not None:
                     array = v if type(v) is Array else bottom(v)
                     if array is not None:
                         array.kept -= 1
                         if ledgers:
-                            release(array, self.op.name)
+                            release(array, self.keeper(k))
+
+    def keeper(self, k: int) -> str:
+        """On whose account the k-th value is saved: the name of an op."""
+        name: str = self.op.name if k < len(self.parents) or not self.op.keeper else self.op.keeper
+        return name
 
     def __del__(self) -> None:
         self.release()

@@ -183,6 +183,11 @@ class Tensor(Operators, Exports):
         recorder = active.get()
         if recorder is not None:
             recorder.saw((self,))
+        level = self
+        while isinstance(level, Tensor) and level.trace is not None:
+            if level.trace.kind == "checkpoint":  # which still has to know where the values come from
+                return Tensor(Tensor(self.array), level.trace, ("constant", *level.link))
+            level = level.data
         return Tensor(self.array)
 
     # --- values -----------------------------------------------------------------------------
@@ -220,7 +225,7 @@ class Tensor(Operators, Exports):
                 f" at {describe_site(here(3))}\n"
                 "  return it from the function instead of storing it elsewhere"
             )
-        if self.trace is not None and is_float(self.dtype):
+        if self.trace is not None and is_float(self.dtype) and not self.trace.is_constant(self):
             raise GradientError(
                 f"{what} of a tensor inside {self.trace.kind}() would lose its derivative at {describe_site(here(3))}\n"
                 "  use gpuad functions on it, or detach() if it is meant to be constant"

@@ -23,6 +23,7 @@ from .recording import active
 from .tensor import Tensor
 
 horizon: ContextVar[int] = ContextVar("horizon", default=0)  # traces older than this do not record
+instead: ContextVar[Any] = ContextVar("instead", default=None)  # what evaluates the next op in its place
 active_region: ContextVar[Any] = ContextVar("active_region", default=None)  # the innermost checkpointed call running
 
 
@@ -36,6 +37,10 @@ class Trace:
         self.id = next(clock)
         self.open = True
         self.site = here(3)
+
+    def is_constant(self, x: Tensor) -> bool:
+        """Is `x`, which this trace sees, constant for every derivative?"""
+        return False
 
     def lift(self, op: Any, args: list[Any], lower: list[Any], out: Any, params: dict[str, Any]) -> Any:
         """The result of `op` as this trace sees it: `out` itself where it does not depend on what is traced."""
@@ -101,7 +106,12 @@ def apply(op: Any, args: Sequence[Any], params: dict[str, Any]) -> Any:
     if top is None:
         if ledgers:
             begin(op)
-        y = op.evaluate(arrays, params, here(2))
+        other = instead.get()
+        if other is None:
+            y = op.evaluate(arrays, params, here(2))
+        else:
+            instead.set(None)  # only this one
+            y = other(op, arrays, params, here(2))
         if ledgers:
             for array in y if type(y) is tuple else (y,):
                 began(array)
@@ -160,9 +170,9 @@ def record(op: Any, parents: list[Link | None], values: list[Any], y: Any, param
         saved.extend(params.values())
     node = Node(op, parents, saved, made.site)
     if ledgers:
-        for v in saved[: n + len(ys)]:
+        for k, v in enumerate(saved[: n + len(ys)]):
             if (array := bottom(v)) is not None:
-                keep(array, node)
+                keep(array, node, node.keeper(k))
     return node
 
 
@@ -198,6 +208,7 @@ __all__ = [
     "apply",
     "attach",
     "horizon",
+    "instead",
     "is_recording",
     "no_grad",
     "record",

@@ -213,6 +213,18 @@ class Device(ABC):
         self._flagged |= bit
         raise refuse(0)
 
+    def digest(self, array: Array) -> Any:
+        """64 bits of a computed array."""
+        from ..buffer import fingerprint
+
+        with suspended():
+            return fingerprint(self.to_numpy(array))
+
+    def check_digests(self, first: Any, second: Any, refuse: Callable[[int], Exception]) -> None:
+        """Raise refuse(0) if they differ."""
+        if first != second:
+            raise refuse(0)
+
     def all_clear(self) -> Array | None:
         """bool[]: whether nothing is flagged so far, for what must not happen then; None where the device `waits`."""
         return None

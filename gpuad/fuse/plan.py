@@ -165,9 +165,12 @@ def _run_anchor(array: Array, wanted: set[int]) -> None:
     data, params = [x.data for x in inputs], dict(array.params)
     if ledgers:
         resume(array)
-    out = array.device.call(array.op, data, params, array.site)
-    if ledgers:
-        ran(array.op, data, params)
+    if getattr(array.op, "late", False):
+        out = array.op.evaluate(list(array.inputs), array.site)  # type: ignore[union-attr]  # of region.py
+    else:
+        out = array.device.call(array.op, data, params, array.site)
+        if ledgers:
+            ran(array.op, data, params)
     del data  # or what dies with its last reader would not give its memory back
     array.compute(out.data, out.buffer)
     if ledgers:
@@ -278,6 +281,7 @@ def _stored(
             read_again = a.kept or a.readers > uses[key]
             if (
                 key in wanted
+                or a.wanted
                 or (read_again and (cost > STORE_COST or a.shape != space))
                 or (pinned and (read_again or key in held))
             ):

@@ -94,9 +94,9 @@ class Ledger:
         for buffer in [x for x in alive if type(x) is Buffer and x.device is device]:
             self._open(buffer, "setup")
         for node in [x for x in alive if type(x) is Node]:
-            for array in [found for v in node.saved or () if (found := bottom(v)) is not None]:
+            for k, array in [(k, found) for k, v in enumerate(node.saved or ()) if (found := bottom(v)) is not None]:
                 if array.device is device:
-                    self.kept(array, node.op.name)
+                    self.kept(array, node.keeper(k))
 
     # --- buffers come and go --------------------------------------------------------------------
 
@@ -104,7 +104,8 @@ class Ledger:
         """Write down new memory."""
         if buffer.device is self.device:
             with self.lock:
-                self._open(buffer, phase.get())
+                # what is computed again counts as that wherever the sweep comes to need it
+                self._open(buffer, "recompute" if doing.get()[2] == "recompute" else phase.get())
 
     def freed(self, buffer: Buffer) -> None:
         """Write down the end of memory."""
@@ -116,7 +117,7 @@ class Ledger:
 
     def _open(self, buffer: Buffer, now: str) -> None:
         explicit = buffer.category if buffer.category in EXPLICIT else ""
-        op, modules = ("", ()) if now == "setup" else doing.get()
+        op, modules, _ = ("", (), "") if now == "setup" else doing.get()
         if explicit == "input":
             op = "asarray"
         line = self.lines.get(buffer.site)

@@ -30,6 +30,9 @@ class Op:
     fusion = OPAQUE  # evaluated at once, not part of any kernel
     cost = 1.0
     in_place = False
+    may_wait = False  # can it be evaluated later than at once, where nobody may ever want its result?
+    besides: tuple[str, ...] = ()  # parameters that say what to compute besides, where a derivative follows
+    keeper = ""  # on whose account its outputs are kept, if not its own
     cuda = ""
     numpy: Any
 

@@ -25,6 +25,7 @@ class View(Op):
         _, *params = parameters(view)
         super().__init__(name, ("x",), vjp=(transpose,), params=params, doc=doc)
         self.view = view
+        self.may_wait = True
         self.jvp = [(lambda t, *values: self(t, **dict(zip(params, values, strict=True))), self._param_slots())]
 
     def _param_slots(self) -> tuple[int, ...]:
@@ -60,6 +61,7 @@ class Opaque(Op):
     ) -> None:
         super().__init__(name, inputs, outputs=outputs, vjp=vjp, jvp=jvp, params=params, doc=doc)
         self._infer, self.forward, self.into = infer, forward, into
+        self.may_wait = len(self.outputs) == 1 and type(self).evaluate is Opaque.evaluate
 
     def infer(self, arrays: list[Any], params: dict[str, Any]) -> Any:
         """The shape and dtype of the result, or a list of them."""

@@ -103,6 +103,8 @@ def _put(x: Any, out: Any) -> None:
 class _Head(Opaque):
     """The sum of the losses; and the gradients of x and weight, of which those that nobody asked for have no rows."""
 
+    besides = ("of_x", "of_weight")
+
     def __init__(self) -> None:
         super().__init__(
             "linear_cross_entropy",

@@ -1,0 +1,202 @@
+"""checkpoint: keep a function's inputs, and compute the rest again when a derivative asks for it.
+
+A checkpointed call is one op.  Its rules run the function again under the trace that asks, so it nests and works in
+every mode and order.  Each run happens in a Region (region.py), which finds the tensors that enter from outside: they
+become inputs of the op; and which holds every run after the first to what that did.  What a policy keeps are further
+outputs of the op, which nobody sees.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .. import tree
+from ..array import Array
+from ..attribution import during
+from ..dtype import is_float
+from ..errors import DataError
+from ..fuse.plan import realize_all
+from ..node import Leaf, bottom
+from ..op import Op
+from ..provenance import Site
+from ..tape import sweep
+from ..tensor import Tensor
+from ..trace import ForwardTrace, ReverseTrace
+from .draws import Draws
+from .policies import Policy, policy_of
+from .record import DETERMINISM, Record
+from .region import Region
+
+
+def checkpoint(
+    f: Callable[..., Any] | None = None,
+    *,
+    policy: Any = None,
+    determinism: str = "hash",
+    generators: Sequence[Any] = (),
+) -> Callable[..., Any]:
+    """`f`, keeping only its inputs for derivatives and computing the rest again; also a decorator.
+
+    Arguments and result are trees.  Tensors that `f` closes over are differentiated like arguments.
+
+    `policy` says what is kept besides: "nothing" (as None), "matmuls" (the results of products of matrices),
+    `names("a", "b")` (values that `checkpoint_name` calls so), or a function of a value (with .op, .name, .shape,
+    .dtype, .nbytes) that returns whether to keep it.
+
+    A second run draws the same random numbers: gpuad's, NumPy's global ones, Python's `random`, CuPy's global ones, and
+    those of `generators` (of NumPy, or random.Random).  With `determinism` "hash" it must do the same ops on the same
+    constants, and each value that is written to memory and needed must have the same bits, or a RecomputeError names
+    the first that differs; with "shapes" values are not compared, with "off" nothing is.  One that uses other tensors
+    from outside, or values assigned since, is a CaptureError.
+    """
+    if determinism not in DETERMINISM:
+        raise DataError(f'determinism= is "hash", "shapes" or "off", got {determinism!r}')
+    keeps = policy_of(policy)
+    Draws(generators)  # so that a wrong one is an error here
+    if f is None:
+        return functools.partial(checkpoint, policy=policy, determinism=determinism, generators=generators)
+    if not callable(f):
+        raise DataError(f"checkpoint() takes a function, got {type(f).__name__}")
+
+    @functools.wraps(f)
+    def checkpointed(*args: Any, **kwargs: Any) -> Any:
+        leaves, structure = tree.flatten((args, kwargs))
+        places = [k for k, x in enumerate(leaves) if isinstance(x, Tensor)]
+
+        def call(tensors: Sequence[Any]) -> Any:
+            filled = list(leaves)
+            for place, t in zip(places, tensors, strict=True):
+                filled[place] = t
+            some, named = structure.unflatten(filled)
+            return f(*some, **named)
+
+        inputs = [leaves[k] for k in places]
+        for k in places:
+            leaves[k] = None  # or the op would keep their handles
+        return _first_run(Part(call, name_of(f), determinism, generators), inputs, keeps)
+
+    return checkpointed
+
+
+def name_of(f: Callable[..., Any]) -> str:
+    """What messages call `f`."""
+    return getattr(f, "__name__", type(f).__name__)
+
+
+class Part:
+    """A function of a list of tensors that runs once, and then again as often as derivatives ask."""
+
+    def __init__(
+        self, call: Callable[[Sequence[Any]], Any], name: str, determinism: str = "hash", generators: Sequence[Any] = ()
+    ) -> None:
+        self.call, self.record, self.draws = call, Record(name, determinism), Draws(generators)
+
+    def first(
+        self, inputs: Sequence[Tensor], policy: Policy | None = None, inside: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Any, Region]:
+        """What it returns, and the region it ran in."""
+        region = Region(self.record, policy=policy, inside=inside)
+        with self.draws.recorded(), region.running():
+            return self.call(_entering(inputs, region)), region
+
+    def again(
+        self, inputs: Sequence[Any], captured: list[Any], given: dict[Any, Array] | None = None, *, swept: bool = True
+    ) -> list[Any]:
+        """Its results that it computes, once more, seen from outside its region; `swept` if a sweep is to follow."""
+        region = Region(self.record, replay=captured, given=given, late=True, swept=swept)
+        with self.draws.repeated(), region.running():
+            out = self.call(_entering(inputs, region))
+        self.record.finish(region.step)
+        return results_of(out, region)
+
+
+def _entering(inputs: Sequence[Any], region: Region) -> list[Tensor]:
+    return [Tensor(x, region, ("argument", k)) for k, x in enumerate(inputs)]
+
+
+def results_of(out: Any, region: Region) -> list[Any]:
+    """The leaves of `out` that `region` computes, as those outside it see them."""
+    return [y.data for y in tree.leaves(out) if isinstance(y, Tensor) and y.trace is region]
+
+
+def _first_run(part: Part, inputs: list[Tensor], policy: Policy | None) -> Any:
+    out, region = part.first([Tensor(x.array) for x in inputs], policy)
+    leaves, structure = tree.flatten(out)
+    inside = [k for k, y in enumerate(leaves) if isinstance(y, Tensor) and y.trace is region]
+    if not inside:
+        return out
+    realize_all(region.kept.values())
+    arrays = (*[leaves[k].array for k in inside], *region.kept.values())
+    del out
+    for k in inside:
+        leaves[k] = None
+    op = Checkpointed(part, len(inputs), len(inside), list(region.kept), arrays)
+    region.kept.clear()
+    results = op(*inputs, *region.captured)
+    for k, y in zip(inside, results if isinstance(results, tuple) else (results,)):  # what is kept comes after them
+        leaves[k] = y
+    return structure.unflatten(leaves)
+
+
+class Checkpointed(Op):
+    """One checkpointed call: an op whose rules run the function again."""
+
+    def __init__(
+        self, part: Part, arguments: int, results: int, kept: list[tuple[Any, ...]], arrays: tuple[Array, ...]
+    ) -> None:
+        self.name = f"checkpoint({part.record.name})"
+        self.keeper = f"policy of {self.name}"
+        self.inputs = self.params = ()  # any number of tensors
+        self.part, self.arguments, self.results = part, arguments, results
+        self.kept = kept  # places of the values that a policy keeps, which are the outputs after the results
+        self.outputs = tuple(f"y{k}" for k in range(len(arrays))) if len(arrays) > 1 else ("y",)
+        self.differentiable = [is_float(a.dtype) for a in arrays[:results]] + [False] * len(kept)
+        self.arrays: tuple[Array, ...] | None = arrays  # until they are handed out
+
+    def plan(self, traced: tuple[bool, ...]) -> tuple[int, ...] | None:
+        if not any(traced) or not any(self.differentiable):
+            return None
+        n = len(traced)
+        return (*range(n), *range(n + self.results, n + self.results + len(self.kept)))
+
+    def evaluate(self, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Any:
+        found, self.arrays = self.arrays, None
+        assert found is not None, "a checkpointed call is evaluated once"
+        return found if len(found) > 1 else found[0]
+
+    def again(self, inputs: Sequence[Any], frame: list[Any], *, swept: bool) -> list[Any]:
+        """The results, computed again from `inputs`: the arguments, then the captured tensors."""
+        n = len(inputs) + self.results
+        given = {place: bottom(frame[n + k]) for k, place in enumerate(self.kept)}
+        with during("recompute"):
+            return self.part.again(inputs[: self.arguments], list(inputs[self.arguments :]), given, swept=swept)
+
+    def pull(self, g: Any, frame: list[Any], traced: Sequence[bool]) -> list[Any]:
+        trace = ReverseTrace()
+        inputs = [Tensor(x, trace, (Leaf(None, None), 0)) if t else x for x, t in zip(frame, traced, strict=False)]
+        try:
+            outputs = self.again(inputs, frame, swept=True)
+        finally:
+            trace.open = False
+        cotangents = g if len(self.outputs) > 1 else [g]
+        seeds = [(y.link, ct) for y, ct in zip(outputs, cotangents) if ct is not None and y.trace is trace]
+        del outputs
+        found = sweep(seeds)
+        return [found.get(x.link[0]) if t else None for x, t in zip(inputs, traced, strict=True)]
+
+    def push(self, tangents: list[Any], frame: list[Any]) -> Any:
+        if all(t is None for t in tangents):
+            return None
+        trace = ForwardTrace()
+        inputs = [x if t is None else Tensor(x, trace, t) for x, t in zip(frame, tangents, strict=False)]
+        try:
+            outputs = self.again(inputs, frame, swept=False)
+        finally:
+            trace.open = False
+        slopes = [y.link if y.trace is trace else None for y in outputs]
+        return [*slopes, *[None] * len(self.kept)] if len(self.outputs) > 1 else slopes[0]
+
+
+__all__ = ["checkpoint"]

@@ -1,0 +1,216 @@
+"""Regions: one run of a function that can be run again, and is held to do the same.
+
+What a function computes in a region is wrapped, so that what enters from outside shows: a differentiated tensor is
+captured (the k-th, in order), anything else is a constant.  A first run writes a Record (record.py): each op with its
+parameters and where its operands came from, each constant, and a digest of each value that is written to memory.  A
+second run is held against it as it goes, and computes late what nothing may ask for.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ..array import Array, describe
+from ..dtype import WEAK
+from ..errors import CaptureError
+from ..fuse.plan import realize
+from ..provenance import describe as describe_site
+from ..provenance import here
+from ..tensor import Tensor
+from ..trace import Trace, active_region, apply, horizon, instead
+from .late import given, later
+from .policies import Policy, Value
+from .record import Constant, Place, Record, Step
+
+
+class Region(Trace):
+    """One run.  What it computes is wrapped in tensors whose `link` is the Place that their value comes from.
+
+    `inside(x)` makes what stands inside for a tensor x that is captured first.
+    """
+
+    __slots__ = (
+        "captured",
+        "given",
+        "inside",
+        "kept",
+        "late",
+        "parent",
+        "policy",
+        "record",
+        "replay",
+        "seen",
+        "step",
+        "swept",
+    )
+    kind = "checkpoint"
+
+    def __init__(
+        self,
+        record: Record,
+        *,
+        inside: Callable[[Tensor], Tensor] | None = None,
+        policy: Policy | None = None,
+        replay: list[Any] | None = None,
+        given: dict[Place, Array] | None = None,
+        late: bool = False,
+        swept: bool = False,
+    ) -> None:
+        super().__init__()
+        self.record, self.inside, self.policy = record, inside, policy
+        self.replay = replay  # in a second run, what stands for the captured tensors
+        self.given = given or {}  # values that were kept
+        self.late = late  # does it compute what is asked for only?
+        self.swept = swept  # does a sweep follow, which reads what a tape keeps and nothing else?
+        self.captured: list[Tensor] = []
+        self.kept: dict[Place, Array] = {}  # what the policy keeps of a first run
+        # by handle and data: these, what stands for them inside, and its place
+        self.seen: dict[tuple[int, int], tuple[Tensor, Any, Any, Place]] = {}
+        self.step = 0
+        self.parent: Any = None
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Watch what runs inside."""
+        self.parent = active_region.get()
+        token = active_region.set(self)
+        try:
+            yield
+        finally:
+            active_region.reset(token)
+            self.open = False
+
+    def is_constant(self, x: Tensor) -> bool:
+        """Was `x` detached, or computed of what was?"""
+        return bool(x.link[0] == "constant")
+
+    def apply(self, op: Any, args: Sequence[Any], params: dict[str, Any]) -> Any:
+        """`op` on what stands inside for `args`; the levels below see neither this region nor anything outside it."""
+        record, hidden = self.record, self.id < horizon.get()  # inside no_grad() all are constants
+        if hidden and not any(type(a) not in WEAK and a.trace is self for a in args):
+            with self.outside():
+                return apply(op, [a if type(a) in WEAK else Tensor(a.array) for a in args], params)
+        lower: list[Any] = []
+        operands: list[Any] = []
+        for a in args:
+            if type(a) in WEAK:
+                lower.append(a)
+                operands.append(repr(a))
+            elif a.trace is self:
+                lower.append(Tensor(a.array) if hidden else a.data)
+                operands.append(a.link)
+            elif not hidden and (a.trace is not None or a.link is not None):
+                stand_in, place = self.capture(a)
+                lower.append(stand_in)
+                operands.append(place)
+            else:
+                lower.append(Tensor(a.array) if hidden else a)
+                operands.append(record.constant(a.array))
+        k, again = self.step, self.replay is not None
+        self.step += 1
+        if again:
+            record.check(k, op, tuple(operands), params)
+        else:
+            record.steps.append(Step(op.name, here(3), tuple(operands), params))
+        out = self._applied(k, op, lower, params)
+        results = out if type(out) is tuple else (out,)
+        hashed = record.determinism == "hash" and getattr(op, "view", None) is None
+        for n, y in enumerate(results):
+            array = y.array
+            if not again:
+                record.steps[k].results.append((array.shape, array.dtype))
+            same = not again or (k < len(record.steps) and record.steps[k].results[n] == (array.shape, array.dtype))
+            if hashed and same and array.device.computes:
+                record.watch(k, n, array, again, self.swept)
+        if not again:
+            self._keep(k, None, [y.array for y in results])
+        constant = hidden or all(type(a) is Constant or type(a) is str or a[0] == "constant" for a in operands)
+        wrapped = [Tensor(y, self, ("constant", k, n) if constant else (k, n)) for n, y in enumerate(results)]
+        return tuple(wrapped) if type(out) is tuple else wrapped[0]
+
+    def _applied(self, k: int, op: Any, lower: list[Any], params: dict[str, Any]) -> Any:
+        """What `op` gives, as the region around this one sees it: computed, or kept, or to be computed late."""
+        evaluate = None
+        if (k, 0) in self.given:
+            evaluate = functools.partial(given, self.given, k)
+        elif self.late and op.may_wait and k < len(self.record.steps):
+            evaluate = functools.partial(later, self.record.steps[k].results[0])
+        token = instead.set(evaluate)
+        try:
+            with self.outside():
+                return apply(op, lower, params)
+        finally:
+            instead.reset(token)
+
+    @contextmanager
+    def outside(self) -> Iterator[None]:
+        """As seen by the region around this one, if there is one."""
+        token = active_region.set(self.parent)
+        try:
+            yield
+        finally:
+            active_region.reset(token)
+
+    def _keep(self, k: int, name: str | None, arrays: list[Array]) -> None:
+        """Keep the results of the k-th op if the policy says so of one of them."""
+        op = self.record.steps[k].op
+        if self.policy is not None and any(self.policy(Value(op, name, a.shape, a.dtype)) for a in arrays):
+            for n, array in enumerate(arrays):
+                array.wanted = True
+                self.kept[k, n] = array
+
+    def name(self, x: Tensor, name: str) -> None:
+        """Give `x`, the one result of an op in this region, a name that the policy may know."""
+        k = x.link[0]
+        if (
+            self.replay is None
+            and type(k) is int
+            and x.link not in self.kept
+            and len(self.record.steps[k].results) == 1
+        ):
+            self._keep(k, name, [x.array])
+
+    def capture(self, x: Tensor) -> tuple[Any, Place]:
+        """What stands inside for a differentiated tensor from outside, and its place."""
+        key = (id(x), id(x.data))  # a handle may be rebound inside; both are kept alive below
+        if key in self.seen:
+            return self.seen[key][2:]
+        k = len(self.captured)
+        self.captured.append(x.alias())
+        if self.replay is None:
+            stand_in: Any = Tensor(x.array) if self.inside is None else self.inside(x)
+        elif k >= len(self.replay):
+            raise CaptureError(
+                f"{self.record.name}() used {x.name or describe(x)} made at {describe_site(x.array.site)} when it ran"
+                " again, and not when it ran first\n"
+                "  a checkpointed function must do the same both times; pass what changes as an argument"
+            )
+        else:
+            stand_in = self.replay[k]
+            self._check_capture(x, stand_in.array)
+        self.seen[key] = x, x.data, stand_in, ("captured", k)
+        return self.seen[key][2:]
+
+    def _check_capture(self, x: Tensor, before: Array) -> None:
+        now, used = x.array, here(4)
+        if now is before or self.record.determinism == "off":
+            return
+
+        def refuse(_: int = 0) -> Exception:
+            return CaptureError(
+                f"{x.name or describe(x)}, which {self.record.name}() uses from outside, was assigned between the"
+                f" forward and the backward pass\n  used at {describe_site(used)}; now it is the value made at"
+                f" {describe_site(now.site)}\n  call backward() first, or pass the tensor as an argument"
+            )
+
+        if (now.shape, now.dtype, now.device) != (before.shape, before.dtype, before.device):
+            raise refuse()
+        device = now.device
+        if device.computes:
+            device.check_digests(device.digest(realize(before)), device.digest(realize(now)), refuse)
+
+
+__all__ = ["Region"]
