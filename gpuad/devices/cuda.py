@@ -22,7 +22,7 @@ from ..errors import DeviceError
 from ..fuse.kernel import Kernel
 from ..provenance import Site
 from ..recording import Place, active, refuse
-from . import cuda_attention, cuda_head, cuda_index, cuda_optimizer, cuda_products
+from . import cuda_attention, cuda_digest, cuda_head, cuda_index, cuda_optimizer, cuda_products
 from .cuda_checks import Checks
 from .cuda_launch import Launcher
 from .device import Device
@@ -277,6 +277,14 @@ class Cuda(Device):
     ) -> None:
         with self.using():
             self.checks.true(ok, bit, refuse, None if undoing is None else undoing())
+
+    def _digest(self, data: Any) -> Array:
+        with self.lock, self.using():
+            return cuda_digest.digest(self, data)
+
+    def _check_digests(self, first: Any, second: Any, refuse: Callable[[int], Exception]) -> None:
+        with self.using():
+            self.checks.same(first.data, second.data, refuse)
 
     def all_clear(self) -> Array:
         """bool[]: whether nothing is flagged at this place in the order of the device's work."""

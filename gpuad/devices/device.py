@@ -193,6 +193,26 @@ class Device(ABC):
         data = ok.data
         also(lambda: self._check_true(data, bit, refuse, undoing))
 
+    def digest(self, array: Array) -> Any:
+        """64 bits that depend on every byte of a computed `array` and on its place, for `check_digests`.
+
+        What holds them is the device's own matter.  No recording notes it.
+        """
+        with suspended():
+            return self._digest(array.data)
+
+    def check_digests(self, first: Any, second: Any, refuse: Callable[[int], Exception]) -> None:
+        """See that two digests are the same; if not RECOMPUTE is set in the error word.
+
+        The error is `refuse(0)`, raised as by `check_range`.  No recording notes it.
+        """
+        with suspended():
+            self._check_digests(first, second, refuse)
+
+    @abstractmethod
+    def _digest(self, data: Any) -> Any:
+        """The digest of an array of the device's library."""
+
     def _check_range(
         self, data: Any, low: int, high: int, refuse: Callable[[int], Exception], ignored: int | None
     ) -> None:
@@ -211,6 +231,13 @@ class Device(ABC):
             self._flagged &= ~bit
             return
         self._flagged |= bit
+        raise refuse(0)
+
+    def _check_digests(self, first: Any, second: Any, refuse: Callable[[int], Exception]) -> None:
+        if first == second:
+            self._flagged &= ~RECOMPUTE
+            return
+        self._flagged |= RECOMPUTE
         raise refuse(0)
 
     def all_clear(self) -> Array | None:
