@@ -10,9 +10,8 @@
 //   entry    threads   grid x                                        no dynamic shared memory
 //   digest   256       at most ceil(size / (WARPS * PIECE))      16 bytes at once where the address allows
 //
-// A warp takes whole pieces, each the warps of the grid apart from its last, so a thread has the same WORDS / 32 words of
-// each, and their keys in registers.  Integers are added in any order to the same sum: the atomic one has the same bits
-// each time, whatever the grid.
+// A warp takes whole pieces, each as many further as the grid has warps.  Integers are added in any order to the same
+// sum: the atomic one has the same bits each time, whatever the grid.
 #include "elements.cuh"
 
 constexpr int THREADS = 256;
@@ -42,13 +41,16 @@ DEVICE Vector<uint32> assembled(const uint8* data, int64 size, int64 at) {
 }
 
 KERNEL __launch_bounds__(THREADS) digest(const uint8* data, int64 size, uint64* out) {
+    __shared__ Vector<uint32> low[WORDS / AT_ONCE], high[WORDS / AT_ONCE];  // the halves of the keys
+    for (int i = threadIdx.x; i < WORDS; i += THREADS) {
+        const uint64 key = mix((i + 1) * G) | 1;
+        low[i / AT_ONCE].at[i % AT_ONCE] = uint32(key);
+        high[i / AT_ONCE].at[i % AT_ONCE] = uint32(key >> 32);
+    }
+    __syncthreads();
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int64 pieces = (size + PIECE - 1) / PIECE;
-    uint64 keys[LOADS][AT_ONCE], sum = 0;
-#pragma unroll
-    for (int j = 0; j < LOADS; ++j)
-#pragma unroll
-        for (int k = 0; k < AT_ONCE; ++k) keys[j][k] = mix(((j * WARP + lane) * AT_ONCE + k + 1) * G) | 1;
+    uint64 sum = 0;
     for (int64 b = int64(blockIdx.x) * WARPS + warp; b < pieces; b += int64(gridDim.x) * WARPS) {
         const int64 begin = b * PIECE + lane * 16;
         Vector<uint32> x[LOADS];
@@ -60,11 +62,15 @@ KERNEL __launch_bounds__(THREADS) digest(const uint8* data, int64 size, uint64* 
             for (int j = 0; j < LOADS; ++j) x[j] = assembled(data, size, begin + j * STEP);
         }
         uint64 of_piece = 0;
+        uint32 upper = 0;  // of the upper half of a key only the lower half of its product is kept
 #pragma unroll
         for (int j = 0; j < LOADS; ++j)
 #pragma unroll
-            for (int k = 0; k < AT_ONCE; ++k) of_piece += x[j].at[k] * keys[j][k];
-        of_piece = lanes_sum(of_piece);
+            for (int k = 0; k < AT_ONCE; ++k) {
+                of_piece += uint64(x[j].at[k]) * low[j * WARP + lane].at[k];
+                upper += x[j].at[k] * high[j * WARP + lane].at[k];
+            }
+        of_piece = lanes_sum(of_piece + (uint64(upper) << 32));
         if (lane == 0) sum += mix(b * G + of_piece);
     }
     sum = block_sum(sum);

@@ -12,7 +12,7 @@ from ..fuse.sources import source
 from .words import as_words
 
 PIECE, THREADS, WARPS = 2048, 256, 8  # bytes of a piece; threads and warps of a block, as in the text
-MOST = 1024  # blocks: enough for every GPU, few enough that one has its keys for many pieces
+MOST = 1024  # blocks: enough for every GPU, few enough that each has many pieces for its keys
 
 UINT64: np.dtype[np.generic] = np.dtype(np.uint64)
 
