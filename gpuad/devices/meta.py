@@ -20,6 +20,7 @@ from ..fuse.kernel import Kernel, structure
 from ..provenance import Site, describe
 from ..recording import Place
 from .device import Device
+from .offload import Copies, Offloaded, Offloads
 
 
 def hollow(shape: Shape, dtype: DType) -> np.ndarray[Any, Any]:
@@ -71,6 +72,8 @@ class Meta(Device):
     def __init__(self, like: str) -> None:
         super().__init__()
         self.like = like
+        self.offloads = like.startswith("cuda")
+        self.away = Offloads(self, Copies())
         self.name = "meta"
 
     @property
@@ -86,6 +89,10 @@ class Meta(Device):
     def adopt(self, data: Any, *, borrowed: bool = False, site: Site | None = None) -> Array:
         """A computed Array of the shape and dtype of `data`."""
         return self.allocate(data.shape, data.dtype, site=site)
+
+    def offload(self, array: Array) -> Offloaded:
+        """`array`, whose bytes go and come as on a GPU that it stands for."""
+        return self.away.offload(array) if self.offloads else super().offload(array)
 
     def place(self, data: Any) -> Place:
         """Never asked: nothing is recorded here."""
