@@ -100,7 +100,7 @@ def test_texts_written_by_hand_compile(architecture):
         nvrtc.library()
     except ImportError as error:
         pytest.skip(str(error))
-    texts = [cuda_checks._TRUE, cuda_checks._CLEAR]
+    texts = [cuda_checks._TRUE, cuda_checks._SAME, cuda_checks._CLEAR]
     texts += [for_dtype(cuda_checks._RANGE, as_dtype(name)) for name in ("int8", "int64", "uint64")]
     texts += [for_dtype(cuda_index._RECURRENCE, as_dtype(name)) for name in ("float32", "float64")]
     for text in texts:

@@ -183,6 +183,7 @@ OTHERS = [
         for t, i in zip(("float32", *HALVES), ("int32", "int64", "int32"), strict=True)
     ),
     *(("scatter_add.cu", {"T": t, "INDEX": "int64"}) for t in ("float32", "float64", *HALVES)),
+    ("digest.cu", {}),
     *(("norm.cu", {"T": t}) for t in ("float32", *HALVES)),
     *(
         ("adamw.cu", {"T": t, "G": g, "S": s})

@@ -166,6 +166,12 @@ def test_cublas_calls_are_those_of_cupy(real):
         assert parameters(function) == parsed(told.decode()), name
 
 
+def test_pinned_memory_is_that_of_cupy(real):
+    with stand_in.installed() as cupy:
+        names = [name for name in vars(type(cupy.cuda.alloc_pinned_memory(1))) if not name.startswith("_")]
+    assert names and not [name for name in names if not hasattr(real.cuda.PinnedMemoryPointer, name)]
+
+
 # --- CUDA's thread model ------------------------------------------------------------------------------
 
 KERNELS = r"""

@@ -149,5 +149,11 @@ class CPU(Device):
         data = array.data
         return np.asarray(_Window(self.place(data), read_only=True, held=data)).view(array.dtype)
 
+    def _digest(self, data: Any) -> int:
+        from . import cpu_digest  # here, so that importing gpuad does not wait for it
+
+        with self.lock:
+            return cpu_digest.digest(data)
+
     def synchronize(self) -> None:
         """Return: NumPy is always done."""

@@ -22,10 +22,11 @@ from ..errors import DeviceError
 from ..fuse.kernel import Kernel
 from ..provenance import Site
 from ..recording import Place, active, refuse
-from . import cuda_attention, cuda_head, cuda_index, cuda_optimizer, cuda_products
+from . import cuda_attention, cuda_digest, cuda_head, cuda_index, cuda_optimizer, cuda_products
 from .cuda_checks import Checks
 from .cuda_launch import Launcher
 from .device import Device
+from .offload import CudaCopies, Offloaded, Offloads
 from .words import as_words, operands_as_words
 
 INSTALL = 'pip install "gpuad[cuda12x]" (for CUDA 13 drivers "gpuad[cuda13x]")'
@@ -67,6 +68,7 @@ def _into_with_cupy(op: Any, device: Any, *arrays: Any, **params: Any) -> None:
 class Cuda(Device):
     """One GPU: CuPy arrays, kernels compiled by NVRTC."""
 
+    offloads = True
     waits = False
 
     def __init__(self, index: int) -> None:
@@ -81,6 +83,7 @@ class Cuda(Device):
         self.mixed = False  # has memory gone to others, or come from them?
         self.launcher = Launcher(self)
         self.checks = Checks(self)
+        self.away: Offloads | None = None  # made when an array first goes
         super().__init__()
 
     @property
@@ -188,6 +191,13 @@ class Cuda(Device):
         source.stream.wait_event(done)  # before the memory it came from is used again
         return copy
 
+    def offload(self, array: Array) -> Offloaded:
+        """A computed, contiguous `array` on its way to pinned memory of the host."""
+        with self.lock:
+            if self.away is None:
+                self.away = Offloads(self, CudaCopies(self))
+        return self.away.offload(array)
+
     # --- computing --------------------------------------------------------------------------
 
     def run(self, kernel: Kernel) -> None:
@@ -277,6 +287,14 @@ class Cuda(Device):
     ) -> None:
         with self.using():
             self.checks.true(ok, bit, refuse, None if undoing is None else undoing())
+
+    def _digest(self, data: Any) -> Array:
+        with self.lock, self.using():
+            return cuda_digest.digest(self, data)
+
+    def _check_digests(self, first: Any, second: Any, refuse: Callable[[int], Exception]) -> None:
+        with self.using():
+            self.checks.same(first.data, second.data, refuse)
 
     def all_clear(self) -> Array:
         """bool[]: whether nothing is flagged at this place in the order of the device's work."""

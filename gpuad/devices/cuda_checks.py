@@ -53,6 +53,17 @@ KERNEL check_true(const bool* ok, int32 bit, int32 number, int32* word) {
 }
 """
 )
+_SAME = (
+    _TEXT
+    + """
+// Flags RECOMPUTE unless a and b: uint64[1] are the same.  The first thread does it.
+KERNEL check_same(const uint64* a, const uint64* b, int32 number, int32* word) {
+    LOOP(i, 1) {
+        if (a[i] != b[i]) flag(word, RECOMPUTE, number, 0);
+    }
+}
+""".replace("RECOMPUTE,", f"{RECOMPUTE},")
+)
 _CLEAR = """
 // out: bool[1] = nothing is flagged in word.  The first thread does it.
 KERNEL is_clear(const int32* word, bool* out) {
@@ -94,6 +105,10 @@ class Checks:
     def true(self, ok: Any, bit: int, refuse: Callable[[int], Exception], undo: Callable[[], None] | None) -> None:
         """Flag `bit` unless the one element of `ok`, bool, is true."""
         self._make(_TRUE, "check_true", [ok, np.int32(bit)], 1, refuse, undo)
+
+    def same(self, first: Any, second: Any, refuse: Callable[[int], Exception]) -> None:
+        """Flag RECOMPUTE unless `first` and `second`, uint64[1], are the same."""
+        self._make(_SAME, "check_same", [first, second], 1, refuse, None)
 
     def clear(self) -> Array:
         """bool[]: whether nothing is flagged at this place in the order of the device's work."""

@@ -12,13 +12,14 @@ import numpy as np
 
 from ..array import Array, Shape, computed
 from ..dtype import DType
-from ..errors import CaptureError
+from ..errors import CaptureError, DeviceError
 from ..provenance import Site, describe
 from ..recording import Arena, Place, active, also, suspended
 from .words import as_words
 
 if TYPE_CHECKING:
     from ..fuse.kernel import Kernel
+    from .offload import Offloaded
 
 # The bits of a device's error word.
 NON_FINITE = 1  # a step met infinities or NaN
@@ -32,6 +33,7 @@ class Device(ABC):
     name: str
     xp: Any = np  # the array library: NumPy or CuPy
     computes = True  # False where arrays have shapes but no values
+    offloads = False  # True where arrays can wait in memory of the host
     waits = True  # False where errors are flagged while the host goes on, and raised when a value is read
 
     def __init__(self) -> None:
@@ -193,6 +195,33 @@ class Device(ABC):
         data = ok.data
         also(lambda: self._check_true(data, bit, refuse, undoing))
 
+    def offload(self, array: Array) -> Offloaded:
+        """A computed, contiguous `array` on its way to memory of the host, where the device `offloads`.
+
+        Its memory on the device is free once two more have gone, or what is returned is dropped.
+        """
+        raise DeviceError(f"{self.name} cannot move arrays to memory of the host\n  keep them, or use a GPU")
+
+    def digest(self, array: Array) -> Any:
+        """64 bits that depend on every byte of a computed `array` and on its place, for `check_digests`.
+
+        What holds them is the device's own matter.  No recording notes it.
+        """
+        with suspended():
+            return self._digest(array.data)
+
+    def check_digests(self, first: Any, second: Any, refuse: Callable[[int], Exception]) -> None:
+        """See that two digests are the same; if not RECOMPUTE is set in the error word.
+
+        The error is `refuse(0)`, raised as by `check_range`.  No recording notes it.
+        """
+        with suspended():
+            self._check_digests(first, second, refuse)
+
+    @abstractmethod
+    def _digest(self, data: Any) -> Any:
+        """The digest of an array of the device's library."""
+
     def _check_range(
         self, data: Any, low: int, high: int, refuse: Callable[[int], Exception], ignored: int | None
     ) -> None:
@@ -213,17 +242,12 @@ class Device(ABC):
         self._flagged |= bit
         raise refuse(0)
 
-    def digest(self, array: Array) -> Any:
-        """64 bits of a computed array."""
-        from ..buffer import fingerprint
-
-        with suspended():
-            return fingerprint(self.to_numpy(array))
-
-    def check_digests(self, first: Any, second: Any, refuse: Callable[[int], Exception]) -> None:
-        """Raise refuse(0) if they differ."""
-        if first != second:
-            raise refuse(0)
+    def _check_digests(self, first: Any, second: Any, refuse: Callable[[int], Exception]) -> None:
+        if first == second:
+            self._flagged &= ~RECOMPUTE
+            return
+        self._flagged |= RECOMPUTE
+        raise refuse(0)
 
     def all_clear(self) -> Array | None:
         """bool[]: whether nothing is flagged so far, for what must not happen then; None where the device `waits`."""
