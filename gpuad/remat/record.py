@@ -66,7 +66,7 @@ class Record:
 
     def _looked_at(self, array: Array) -> Constant:
         shown = (array.shape, array.dtype, array.device)
-        if self.determinism != "hash" or not array.device.computes:
+        if self.determinism != "hash":
             return Constant(shown, [])
         op, inputs, params = array.op, array.inputs, array.params
         if op is None:
@@ -92,7 +92,7 @@ class Record:
             )
         for a, b in zip(operands, first.operands, strict=True):
             if type(a) is Constant and type(b) is Constant:
-                a.check(b, functools.partial(self._differs, k, _CONSTANT))
+                a.check(b, self._refusal(k, _CONSTANT))
             elif a != b:
                 raise self._differs(k, _CONSTANT if type(a) is str or type(b) is str else _OPERAND)
         besides = getattr(op, "besides", ())
@@ -120,15 +120,22 @@ class Record:
         if not again:
             self.steps[k].digests[output] = array.device.digest(array)
         elif (array.kept or not swept) and k < len(self.steps) and output in self.steps[k].digests:
-            refuse = functools.partial(self._differs, k, _VALUE)
-            array.device.check_digests(self.steps[k].digests[output], array.device.digest(array), refuse)
+            first = self.steps[k].digests[output]
+            array.device.check_digests(first, array.device.digest(array), self._refusal(k, _VALUE))
 
-    def _differs(self, k: int, cause: str, _: int = 0) -> Exception:
-        step = self.steps[k]
-        return RecomputeError(
-            f"{self.name}() computed something else when it ran again: the first difference is {step.op}() at"
-            f" {describe_site(step.site)}\n  {cause}"
-        )
+    def _refusal(self, k: int, cause: str) -> Callable[[int], Exception]:
+        """The error of a k-th op that differs, as a function that holds nothing of this: a device may call it late."""
+        return functools.partial(_difference, self.name, self.steps[k].op, self.steps[k].site, cause)
+
+    def _differs(self, k: int, cause: str) -> Exception:
+        return self._refusal(k, cause)(0)
+
+
+def _difference(name: str, op: str, site: Site | None, cause: str, _: int) -> Exception:
+    return RecomputeError(
+        f"{name}() computed something else when it ran again: the first difference is {op}() at {describe_site(site)}"
+        f"\n  {cause}"
+    )
 
 
 _CONSTANT = "a constant it uses changed between the forward and the backward pass; pass it as an argument"

@@ -123,7 +123,7 @@ class Region(Trace):
             if not again:
                 record.steps[k].results.append((array.shape, array.dtype))
             same = not again or (k < len(record.steps) and record.steps[k].results[n] == (array.shape, array.dtype))
-            if hashed and same and array.device.computes:
+            if hashed and same:
                 record.watch(k, n, array, again, self.swept)
         if not again:
             self._keep(k, None, [y.array for y in results])
@@ -199,18 +199,15 @@ class Region(Trace):
         if now is before or self.record.determinism == "off":
             return
 
-        def refuse(_: int = 0) -> Exception:
-            return CaptureError(
-                f"{x.name or describe(x)}, which {self.record.name}() uses from outside, was assigned between the"
-                f" forward and the backward pass\n  used at {describe_site(used)}; now it is the value made at"
-                f" {describe_site(now.site)}\n  call backward() first, or pass the tensor as an argument"
-            )
-
+        text = (  # of which nothing holds the arrays: a device may ask for it late
+            f"{x.name or describe(x)}, which {self.record.name}() uses from outside, was assigned between the"
+            f" forward and the backward pass\n  used at {describe_site(used)}; now it is the value made at"
+            f" {describe_site(now.site)}\n  call backward() first, or pass the tensor as an argument"
+        )
         if (now.shape, now.dtype, now.device) != (before.shape, before.dtype, before.device):
-            raise refuse()
+            raise CaptureError(text)
         device = now.device
-        if device.computes:
-            device.check_digests(device.digest(realize(before)), device.digest(realize(now)), refuse)
+        device.check_digests(device.digest(realize(before)), device.digest(realize(now)), lambda _: CaptureError(text))
 
 
 __all__ = ["Region"]
