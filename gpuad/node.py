@@ -62,12 +62,20 @@ class Leaf(Node):
     """The end of a tape: a tensor that requires grad."""
 
     __slots__ = ("grad", "lock", "name")
+    category = "gradient"  # of what arrives here
 
     def __init__(self, name: str | None, site: Site | None) -> None:
         super().__init__(None, [], None, site)
         self.name = name
         self.grad: Tensor | None = None
         self.lock = threading.Lock()  # taken while `grad` is added to
+
+
+class Entry(Leaf):
+    """The end of the tape of a part of a computation, which goes on before it."""
+
+    __slots__ = ()
+    category = "cotangent"
 
 
 def bottom(value: Any) -> Any:

@@ -26,25 +26,27 @@ def sweep(
     attached: bool = False,
     retain: bool = False,
     also: Tensor | None = None,
+    leaves: dict[Leaf, Tensor] | None = None,
 ) -> dict[Leaf, Tensor]:
     """Pull cotangents back to the leaves, newest node first: {leaf: cotangent}.
 
     `attached` makes what is computed part of the ambient tape; `retain` leaves the tape for another sweep.
     All state is local, so a sweep may run inside another, or on another thread.  Before it pulls through an op that
     ends a kernel it computes that op's cotangent together with everything that has reached a leaf by then: they come
-    from one region, and share its kernel.  The value of `also` is computed with the first of them.
+    from one region, and share its kernel.  The value of `also` is computed with the first of them.  What is in `leaves`
+    already is added to.
     """
     cotangents: dict[Node, list[Tensor | None]] = {}
     heap: list[tuple[int, Node]] = []
-    leaves: dict[Leaf, Tensor] = {}
+    leaves = {} if leaves is None else leaves
     arrived: list[Tensor] = [] if also is None else [also]
 
     def push(link: Link, g: Tensor) -> None:
         node, k = link
-        if type(node) is Leaf:
+        if isinstance(node, Leaf):
             leaves[node] = leaves[node] + g if node in leaves else g
             if ledgers:
-                assign(leaves[node].array, "gradient")
+                assign(leaves[node].array, node.category)
             arrived.append(leaves[node])
             return
         found = cotangents.get(node)
@@ -73,8 +75,12 @@ def sweep(
         token = blamed.set(node.site)
         scoped = scope.set(scopes.get(node, ())) if ledgers else None
         try:
-            cotangent: Any = parts[0] if len(parts) == 1 else parts
-            pulled = op.pull(cotangent, _unpack(node, attached), [p is not None for p in parents])
+            traced, frame = [p is not None for p in parents], _unpack(node, attached)
+            if retain or op.pull_last is None:
+                pulled = op.pull(parts[0] if len(parts) == 1 else parts, frame, traced)
+            else:
+                node.release()
+                pulled = op.pull_last(parts.pop() if len(parts) == 1 else parts, frame, traced)
             for parent, part in zip(parents, pulled):
                 if parent is not None and part is not None:
                     push(parent, part)
@@ -82,7 +88,7 @@ def sweep(
             blamed.reset(token)
             if scoped is not None:
                 scope.reset(scoped)
-        del parts, cotangent, pulled
+        del parts, frame, pulled
         if not retain:
             node.release()
     return leaves

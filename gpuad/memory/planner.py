@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from .chain_model import Advance, Schedule, Stage, Tape, all_, every, log, none, segmented, simulate
+from ..remat.schedule import Advance, Schedule, Stage, Tape, all_, every, log, none, segmented, simulate
 from .profile import show
 
 Bytes: TypeAlias = npt.NDArray[np.int64]

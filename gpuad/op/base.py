@@ -33,6 +33,7 @@ class Op:
     may_wait = False  # can it be evaluated later than at once, where nobody may ever want its result?
     besides: tuple[str, ...] = ()  # parameters that say what to compute besides, where a derivative follows
     keeper = ""  # on whose account its outputs are kept, if not its own
+    pull_last: Callable[..., Any] | None = None  # pull() where nobody else needs the cotangents and the frame again
     cuda = ""
     numpy: Any
 

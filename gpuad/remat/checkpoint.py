@@ -18,16 +18,13 @@ from ..attribution import during
 from ..dtype import is_float
 from ..errors import DataError
 from ..fuse.plan import realize_all
-from ..node import Leaf, bottom
-from ..op import Op
+from ..node import bottom
 from ..provenance import Site
-from ..tape import sweep
 from ..tensor import Tensor
-from ..trace import ForwardTrace, ReverseTrace
 from .draws import Draws
+from .part import Part, Rerun, name_of
 from .policies import Policy, policy_of
-from .record import DETERMINISM, Record
-from .region import Region
+from .record import DETERMINISM
 
 
 def checkpoint(
@@ -80,47 +77,6 @@ def checkpoint(
     return checkpointed
 
 
-def name_of(f: Callable[..., Any]) -> str:
-    """What messages call `f`."""
-    return getattr(f, "__name__", type(f).__name__)
-
-
-class Part:
-    """A function of a list of tensors that runs once, and then again as often as derivatives ask."""
-
-    def __init__(
-        self, call: Callable[[Sequence[Any]], Any], name: str, determinism: str = "hash", generators: Sequence[Any] = ()
-    ) -> None:
-        self.call, self.record, self.draws = call, Record(name, determinism), Draws(generators)
-
-    def first(
-        self, inputs: Sequence[Tensor], policy: Policy | None = None, inside: Callable[[Tensor], Tensor] | None = None
-    ) -> tuple[Any, Region]:
-        """What it returns, and the region it ran in."""
-        region = Region(self.record, policy=policy, inside=inside)
-        with self.draws.recorded(), region.running():
-            return self.call(_entering(inputs, region)), region
-
-    def again(
-        self, inputs: Sequence[Any], captured: list[Any], given: dict[Any, Array] | None = None, *, swept: bool = True
-    ) -> list[Any]:
-        """Its results that it computes, once more, seen from outside its region; `swept` if a sweep is to follow."""
-        region = Region(self.record, replay=captured, given=given, late=True, swept=swept)
-        with self.draws.repeated(), region.running():
-            out = self.call(_entering(inputs, region))
-        self.record.finish(region.step)
-        return results_of(out, region)
-
-
-def _entering(inputs: Sequence[Any], region: Region) -> list[Tensor]:
-    return [Tensor(x, region, ("argument", k)) for k, x in enumerate(inputs)]
-
-
-def results_of(out: Any, region: Region) -> list[Any]:
-    """The leaves of `out` that `region` computes, as those outside it see them."""
-    return [y.data for y in tree.leaves(out) if isinstance(y, Tensor) and y.trace is region]
-
-
 def _first_run(part: Part, inputs: list[Tensor], policy: Policy | None) -> Any:
     out, region = part.first([Tensor(x.array) for x in inputs], policy)
     leaves, structure = tree.flatten(out)
@@ -140,7 +96,7 @@ def _first_run(part: Part, inputs: list[Tensor], policy: Policy | None) -> Any:
     return structure.unflatten(leaves)
 
 
-class Checkpointed(Op):
+class Checkpointed(Rerun):
     """One checkpointed call: an op whose rules run the function again."""
 
     def __init__(
@@ -148,18 +104,10 @@ class Checkpointed(Op):
     ) -> None:
         self.name = f"checkpoint({part.record.name})"
         self.keeper = f"policy of {self.name}"
-        self.inputs = self.params = ()  # any number of tensors
         self.part, self.arguments, self.results = part, arguments, results
         self.kept = kept  # places of the values that a policy keeps, which are the outputs after the results
-        self.outputs = tuple(f"y{k}" for k in range(len(arrays))) if len(arrays) > 1 else ("y",)
-        self.differentiable = [is_float(a.dtype) for a in arrays[:results]] + [False] * len(kept)
+        self._returns([is_float(a.dtype) for a in arrays[:results]], len(kept))
         self.arrays: tuple[Array, ...] | None = arrays  # until they are handed out
-
-    def plan(self, traced: tuple[bool, ...]) -> tuple[int, ...] | None:
-        if not any(traced) or not any(self.differentiable):
-            return None
-        n = len(traced)
-        return (*range(n), *range(n + self.results, n + self.results + len(self.kept)))
 
     def evaluate(self, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Any:
         found, self.arrays = self.arrays, None
@@ -172,31 +120,6 @@ class Checkpointed(Op):
         given = {place: bottom(frame[n + k]) for k, place in enumerate(self.kept)}
         with during("recompute"):
             return self.part.again(inputs[: self.arguments], list(inputs[self.arguments :]), given, swept=swept)
-
-    def pull(self, g: Any, frame: list[Any], traced: Sequence[bool]) -> list[Any]:
-        trace = ReverseTrace()
-        inputs = [Tensor(x, trace, (Leaf(None, None), 0)) if t else x for x, t in zip(frame, traced, strict=False)]
-        try:
-            outputs = self.again(inputs, frame, swept=True)
-        finally:
-            trace.open = False
-        cotangents = g if len(self.outputs) > 1 else [g]
-        seeds = [(y.link, ct) for y, ct in zip(outputs, cotangents) if ct is not None and y.trace is trace]
-        del outputs
-        found = sweep(seeds)
-        return [found.get(x.link[0]) if t else None for x, t in zip(inputs, traced, strict=True)]
-
-    def push(self, tangents: list[Any], frame: list[Any]) -> Any:
-        if all(t is None for t in tangents):
-            return None
-        trace = ForwardTrace()
-        inputs = [x if t is None else Tensor(x, trace, t) for x, t in zip(frame, tangents, strict=False)]
-        try:
-            outputs = self.again(inputs, frame, swept=False)
-        finally:
-            trace.open = False
-        slopes = [y.link if y.trace is trace else None for y in outputs]
-        return [*slopes, *[None] * len(self.kept)] if len(self.outputs) > 1 else slopes[0]
 
 
 __all__ = ["checkpoint"]

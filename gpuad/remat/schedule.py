@@ -45,6 +45,16 @@ class Tape:
 
     stage: int
 
+    @property
+    def first(self) -> int:
+        """The stage."""
+        return self.stage
+
+    @property
+    def last(self) -> int:
+        """The stage."""
+        return self.stage
+
 
 @dataclass(frozen=True)
 class Advance:
@@ -132,7 +142,7 @@ def simulate(stages: Sequence[Stage], schedule: Schedule, first: int = 0, bandwi
     time = extra_time = 0.0
     coming: dict[int, int] = {}  # by stage, the bytes that come back from the host during its backward run
     # what is still to be done, the next last: items, and whether the backward pass comes to them
-    pending = _work(schedule)
+    pending = work(schedule)
     while pending:
         item, comes_back = pending.pop()
         again = 0.0
@@ -171,13 +181,13 @@ def simulate(stages: Sequence[Stage], schedule: Schedule, first: int = 0, bandwi
             live += (stages[item.first - 1].output if item.offload else 0) - stages[item.last].output
             spent = 0.0
             _check(item.inner, item.first, item.last)
-            pending += _work(item.inner)
+            pending += work(item.inner)
         time += spent
         extra_time += again
     return Cost(peak, sum(ran) - end, extra_time, time)
 
 
-def _work(schedule: Schedule) -> list[tuple[Tape | Advance, bool]]:
+def work(schedule: Schedule) -> list[tuple[Tape | Advance, bool]]:
     """What a schedule does, the first last: each item in order, then the backward pass through them."""
     return [*[(item, True) for item in schedule], *[(item, False) for item in reversed(schedule)]]
 

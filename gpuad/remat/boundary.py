@@ -1,0 +1,57 @@
+"""Boundaries: what a stage of a chain is given, kept for its next run, on the device or on the host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..array import Array
+from ..attribution import keep, ledgers
+from ..node import Node
+
+
+class Boundary:
+    """Computed arrays, kept on the account of an op."""
+
+    def __init__(self, op: Any, arrays: list[Array]) -> None:
+        self.op = op
+        self.away: list[Any] | None = None  # what is on the host, and arrays that cannot go there
+        self._keep(arrays)
+
+    def _keep(self, arrays: list[Array]) -> None:
+        self.node = Node(self.op, [], list(arrays), None)
+        for array in arrays:
+            array.kept += 1
+            if ledgers:
+                keep(array, self.node, self.op.name)
+
+    @property
+    def arrays(self) -> list[Array]:
+        """They, on the device."""
+        assert self.node.saved is not None, "they are on the host"
+        return self.node.saved
+
+    def offload(self) -> None:
+        """Let them wait in memory of the host."""
+        self.away = [a.device.offload(a) if _can_go(a) else a for a in self.arrays]
+        self.node.release()
+
+    def prefetch(self) -> None:
+        """Let them begin to come back."""
+        for gone in self.away or ():
+            if type(gone) is not Array:
+                gone.prefetch()
+
+    def fetch(self) -> None:
+        """Have them on the device again."""
+        if self.away is not None:
+            away, self.away = self.away, None
+            self._keep([gone if type(gone) is Array else gone.fetch() for gone in away])
+
+
+def _can_go(array: Array) -> bool:
+    """Is it all of its memory, in one piece?"""
+    buffer = array.buffer
+    return buffer is not None and array.nbytes == buffer.nbytes and bool(array.data.flags.c_contiguous)
+
+
+__all__ = ["Boundary"]

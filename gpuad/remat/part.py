@@ -1,0 +1,118 @@
+"""Parts: functions that run once, and then again as often as derivatives ask; and the ops that do so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .. import tree
+from ..node import Entry
+from ..op import Op
+from ..tape import sweep
+from ..tensor import Tensor
+from ..trace import ForwardTrace, ReverseTrace
+from .draws import Draws
+from .policies import Policy
+from .record import Record
+from .region import Region
+
+
+def name_of(f: Callable[..., Any]) -> str:
+    """What messages call `f`."""
+    return getattr(f, "__name__", type(f).__name__)
+
+
+class Part:
+    """A function of a list of tensors, with what is known of its first run."""
+
+    def __init__(
+        self, call: Callable[[Sequence[Any]], Any], name: str, determinism: str = "hash", generators: Sequence[Any] = ()
+    ) -> None:
+        self.call, self.record, self.draws = call, Record(name, determinism), Draws(generators)
+        self.varying: Sequence[bool] | None = None  # which inputs may have a derivative; None for all
+
+    def first(
+        self,
+        inputs: Sequence[Tensor],
+        policy: Policy | None = None,
+        inside: Callable[[Tensor], Tensor] | None = None,
+        varying: Sequence[bool] | None = None,
+    ) -> tuple[Any, Region]:
+        """What it returns, and the region it ran in."""
+        self.varying = varying
+        region = Region(self.record, policy=policy, inside=inside)
+        with self.draws.recorded(), region.running():
+            return self.call(self._entering(inputs, region)), region
+
+    def again(
+        self, inputs: Sequence[Any], captured: list[Any], given: dict[Any, Any] | None = None, *, swept: bool = True
+    ) -> list[Any]:
+        """Its results that it computes, once more, seen from outside its region; `swept` if a sweep is to follow."""
+        region = Region(self.record, replay=captured, given=given, late=True, swept=swept)
+        with self.draws.repeated(), region.running():
+            out = self.call(self._entering(inputs, region))
+        self.record.finish(region.step)
+        return results_of(out, region)
+
+    def _entering(self, inputs: Sequence[Any], region: Region) -> list[Tensor]:
+        varying = self.varying or [True] * len(inputs)
+        return [
+            Tensor(x, region, ("argument", k) if varies else ("constant", "argument", k))
+            for k, (x, varies) in enumerate(zip(inputs, varying, strict=True))
+        ]
+
+
+def results_of(out: Any, region: Region) -> list[Any]:
+    """The leaves of `out` that `region` computes, as those outside it see them."""
+    return [y.data for y in tree.leaves(out) if isinstance(y, Tensor) and y.trace is region]
+
+
+class Rerun(Op):
+    """An op that has been computed by a function, whose rules run that again under the trace that asks."""
+
+    inputs = params = ()  # any number of tensors
+    hidden = 0  # outputs after the results, which nobody sees
+
+    def _returns(self, differentiable: list[bool], hidden: int = 0) -> None:
+        """Have an output for each result, differentiable or not, and `hidden` ones after them."""
+        self.hidden, self.differentiable = hidden, [*differentiable, *[False] * hidden]
+        n = len(self.differentiable)
+        self.outputs = ("y",) if n == 1 else tuple([f"y{k}" for k in range(n)])
+
+    def again(self, inputs: Sequence[Any], frame: list[Any], *, swept: bool) -> list[Any]:
+        """The results, computed again from `inputs`; a frame has what the tape keeps."""
+        raise NotImplementedError
+
+    def plan(self, traced: tuple[bool, ...]) -> tuple[int, ...] | None:
+        if not any(traced) or not any(self.differentiable):
+            return None
+        n, end = len(traced), len(self.outputs)
+        return (*range(n), *range(n + end - self.hidden, n + end))
+
+    def pull(self, g: Any, frame: list[Any], traced: Sequence[bool]) -> list[Any]:
+        trace = ReverseTrace()
+        inputs = [Tensor(x, trace, (Entry(None, None), 0)) if t else x for x, t in zip(frame, traced, strict=False)]
+        try:
+            outputs = self.again(inputs, frame, swept=True)
+        finally:
+            trace.open = False
+        cotangents = g if len(self.outputs) > 1 else [g]
+        seeds = [(y.link, ct) for y, ct in zip(outputs, cotangents) if ct is not None and y.trace is trace]
+        del outputs
+        found = sweep(seeds)
+        return [found.get(x.link[0]) if t else None for x, t in zip(inputs, traced, strict=True)]
+
+    def push(self, tangents: list[Any], frame: list[Any]) -> Any:
+        if all(t is None for t in tangents):
+            return None
+        trace = ForwardTrace()
+        inputs = [x if t is None else Tensor(x, trace, t) for x, t in zip(frame, tangents, strict=False)]
+        try:
+            outputs = self.again(inputs, frame, swept=False)
+        finally:
+            trace.open = False
+        slopes = [y.link if y.trace is trace else None for y in outputs]
+        return [*slopes, *[None] * self.hidden] if len(self.outputs) > 1 else slopes[0]
+
+
+__all__ = ["Part", "Rerun", "name_of", "results_of"]
