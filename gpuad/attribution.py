@@ -78,7 +78,7 @@ def assign(array: Array, category: str) -> None:
 
 def take_over(array: Array) -> None:
     """The memory of `array`, which is going, is taken over by a result: it is no input and no gradient any longer."""
-    if array.buffer is not None and array.buffer.category in ("input", "gradient"):
+    if array.buffer is not None and (ledgers or array.buffer.category in ("input", "gradient")):
         assign(array, "temporary")
 
 

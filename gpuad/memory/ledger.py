@@ -44,6 +44,7 @@ class Account:
 
     block: Block
     explicit: str  # the category that somebody assigned, or ""
+    phase: str  # in which it became what it is
     kept: Counter[str] = field(default_factory=Counter)  # by ops whose derivative needs it
 
     def category(self) -> tuple[str, str]:
@@ -54,8 +55,8 @@ class Account:
             op = next(iter(self.kept))
             if op.startswith("checkpoint("):
                 return "boundary", op
-            return "recomputed" if self.block.phase == "recompute" else "saved", op
-        return {"recompute": "recomputed", "backward": "cotangent"}.get(self.block.phase, "temporary"), ""
+            return "recomputed" if self.phase == "recompute" else "saved", op
+        return {"recompute": "recomputed", "backward": "cotangent"}.get(self.phase, "temporary"), ""
 
 
 @dataclass(slots=True)
@@ -125,7 +126,7 @@ class Ledger:
             line = self.lines[buffer.site] = describe(buffer.site) if buffer.site is not None else ""
         block = Block(len(self.blocks), buffer.nbytes, op, line, self.names.path(modules), now, len(self.live))
         self.blocks.append(block)
-        account = self.accounts[id(buffer)] = Account(block, explicit)
+        account = self.accounts[id(buffer)] = Account(block, explicit, now)
         block.categories.append((block.born, *account.category()))
         self._event(buffer.nbytes, now)
 
@@ -147,6 +148,8 @@ class Ledger:
             account = self._account(array)
             if account is not None:
                 account.explicit = category
+                if category == "temporary":  # another value has taken over the memory
+                    account.phase = phase.get()
                 self._recategorize(account)
             elif array.op is not None:
                 self.waiting.setdefault(array, Waiting()).category = category
