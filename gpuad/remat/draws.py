@@ -60,12 +60,12 @@ class Draws:
     def recorded(self) -> Iterator[None]:
         """Note the state of what is drawn from inside."""
         before = [s.get() for s in self.sources]
-        with _cupys(self._seed), random.recording() as drawn:
-            yield
-        self.own = drawn
-        self.before = {
-            k: old for k, (s, old) in enumerate(zip(self.sources, before, strict=True)) if not _same(s.get(), old)
-        }
+        with _cupys(self._seed), random.recording() as self.own:
+            try:
+                yield
+            finally:
+                drawn = [not _same(s.get(), old) for s, old in zip(self.sources, before, strict=True)]
+                self.before = {k: old for k, old in enumerate(before) if drawn[k]}
 
     def _seed(self, own: Any) -> int:
         """The seed of the generator that stands for CuPy's `own`: as in the first run, if there was one."""
@@ -85,6 +85,20 @@ class Draws:
         finally:
             for k, state in after.items():
                 self.sources[k].set(state)
+
+
+@contextmanager
+def undrawn(generators: Sequence[Any] = ()) -> Iterator[None]:
+    """Draw inside as one likes: afterwards everything is as if nothing had been."""
+    draws = Draws(generators)
+    try:
+        with draws.recorded():
+            yield
+    finally:
+        for k, state in draws.before.items():
+            draws.sources[k].set(state)
+        for generator, began in draws.own.items():
+            generator.set_state(began)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -132,4 +146,4 @@ def _late(kind: Any, seed: Callable[[], int]) -> Any:
     return Late()
 
 
-__all__ = ["Draws"]
+__all__ = ["Draws", "undrawn"]

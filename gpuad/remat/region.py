@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from ..array import Array, describe
@@ -24,6 +25,15 @@ from ..trace import Trace, active_region, apply, horizon, instead
 from .late import given, later
 from .policies import Policy, Value
 from .record import Constant, Place, Record, Step
+
+# What takes the place of arrays from outside, where a function runs on shapes alone; else they are used themselves.
+from_outside: ContextVar[Callable[[Array], Array] | None] = ContextVar("from_outside", default=None)
+
+
+def brought_in(array: Array) -> Array:
+    """`array` from outside, as it is used inside."""
+    bring = from_outside.get()
+    return array if bring is None else bring(array)
 
 
 class Region(Trace):
@@ -107,8 +117,9 @@ class Region(Trace):
                 lower.append(stand_in)
                 operands.append(place)
             else:
-                lower.append(Tensor(a.array) if hidden else a)
-                operands.append(record.constant(a.array))
+                outside = brought_in(a.array)
+                lower.append(a if outside is a.array and not hidden else Tensor(outside))
+                operands.append(record.constant(outside))
         k, again = self.step, self.replay is not None
         self.step += 1
         if again:
@@ -195,7 +206,7 @@ class Region(Trace):
         return self.seen[key][2:]
 
     def _check_capture(self, x: Tensor, before: Array) -> None:
-        now, used = x.array, here(4)
+        now, used = brought_in(x.array), here(4)
         if now is before or self.record.determinism == "off":
             return
 
@@ -210,4 +221,4 @@ class Region(Trace):
         device.check_digests(device.digest(realize(before)), device.digest(realize(now)), lambda _: CaptureError(text))
 
 
-__all__ = ["Region"]
+__all__ = ["Region", "brought_in", "from_outside"]

@@ -13,6 +13,7 @@ from ..node import Entry, Leaf
 from ..tensor import Tensor
 from ..trace import ReverseTrace
 from .part import Part, name_of
+from .region import brought_in
 
 
 @dataclass
@@ -95,7 +96,7 @@ class Stage:
         def inside(x: Tensor) -> Tensor:
             k = captured.number(x)
             self.captured.append(k)
-            return _entering(x.array, captured.ends[k], trace)
+            return _entering(brought_in(x.array), captured.ends[k], trace)
 
         inputs = [_entering(a, entry, trace) for a, entry in zip(arrays, entries, strict=True)]
         try:

@@ -1,0 +1,203 @@
+"""Measuring a chain: the bytes of each of its functions by a dry run, the time by arithmetic or by a clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+from ..array import Array
+from ..dtype import is_float
+from ..errors import DataError
+from ..fuse.plan import realize_all
+from ..node import Leaf
+from ..ops.create import ones_like
+from ..remat import schedule as schedules
+from ..remat.chain import Backward, Chain
+from ..remat.draws import undrawn
+from ..remat.schedule import Schedule
+from ..remat.stage import Captured, Form, Stage, Taped, taken_apart
+from ..tape import sweep
+from ..tensor import Tensor
+from ..trace import ReverseTrace
+from .hollow import Counting, counting, stand_in_for
+
+REPEATS = 3  # of each function, for a clock
+
+Functions = Sequence[Callable[[Any], Any]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The functions of a chain as a planner sees them, and the bytes of the chain's input."""
+
+    stages: list[schedules.Stage]
+    first: int
+
+
+@dataclass
+class _Ran:
+    """A function of a chain that has run on shapes: what it was given, and what it returned."""
+
+    stage: Stage
+    arrays: list[Array]
+    results: list[Array]
+    output: int  # bytes
+    forward: int
+    work: int
+
+
+def measure(fns: Functions, x: Any, determinism: str, generators: Sequence[Any]) -> Measured:
+    """What each of `fns` takes, where `x` is given to the first; times are in arithmetic operations.
+
+    Nothing is computed: of `x` and what the functions use from outside only shapes matter.
+    """
+    form, tensors = taken_apart(x, lambda leaf: True)
+    if not tensors:
+        raise DataError("a plan needs the input of its functions, with a tensor at least\n  give it as x")
+    varying = [t.trace is not None or t.link is not None for t in tensors]
+    with undrawn(generators), counting(stand_in_for(tensors[0].device)) as count:
+        arrays = [count.bring(t.array) for t in tensors]
+        captured = Captured()
+        ran: list[_Ran] = []
+        for f in fns:
+            stage = Stage(f, form, varying, determinism, generators)
+            form, varying, found = _forward(count, stage, arrays, captured)
+            ran.append(found)
+            arrays = found.results
+        found_stages = []
+        leaves: dict[Leaf, Tensor] = {}
+        for item in reversed(ran):
+            found_stages.append(_backward(count, item, captured, leaves))
+        first = sum(t.array.nbytes for t in tensors)
+    return Measured(found_stages[::-1], first)
+
+
+def _forward(count: Counting, stage: Stage, arrays: list[Array], captured: Captured) -> tuple[Form, list[bool], _Ran]:
+    """Run a stage without a tape."""
+    live, work = count.begin()
+    form, tensors, varying, _ = stage.first(arrays, captured, taped=False)
+    results = [t.array for t in tensors]
+    realize_all(results)
+    del tensors
+    return form, varying, _Ran(stage, arrays, results, count.live - live, count.peak - live, count.work - work)
+
+
+def _backward(count: Counting, ran: _Ran, captured: Captured, leaves: dict[Leaf, Tensor]) -> schedules.Stage:
+    """Run it with a tape, twice: as the first run does, and as a later one, of whose results nobody asks."""
+    stage, given = ran.stage, [count.bring(x.array) for x in captured.tensors]
+
+    live, work = count.begin()
+    tensors, tape = stage.again(ran.arrays, given, captured.ends, taped=True)
+    realize_all([t.array for t in tensors])
+    taped, held, forward_work = count.peak - live, count.live - live, count.work - work
+    cotangents = [_like(count, y) for y in ran.results]
+    cotangent = count.live - live - held
+    del tensors
+    _, work = count.begin()
+    _pull(_taped(tape), cotangents, leaves)
+    backward, backward_work = count.peak - live, count.work - work
+    del tape
+    gradient = count.live - live
+
+    again, _ = count.begin()
+    cotangents = [_like(count, y) for y in ran.results]
+    _, work = count.begin()
+    _, tape = stage.again(ran.arrays, given, captured.ends, taped=True)
+    _pull(_taped(tape), cotangents, {})
+    return schedules.Stage(
+        output=ran.output,
+        saved=max(0, held - ran.output),
+        forward=ran.forward,
+        taped=taped,
+        backward=max(backward, count.peak - again),
+        cotangent=cotangent,
+        gradient=gradient,
+        forward_time=ran.work,
+        backward_time=backward_work,
+        output_time=max(0, forward_work + backward_work - (count.work - work)),
+    )
+
+
+def _pull(tape: Taped, cotangents: list[Any], leaves: dict[Leaf, Tensor]) -> None:
+    """Pull the cotangents of a stage's results back through its tape, and drop those of what it is given."""
+    sweep(tape.seeds(cotangents), leaves=leaves)
+    found = [leaves.pop(entry) for entry in tape.entries if entry is not None and entry in leaves]
+    realize_all([t.array for t in (*found, *leaves.values())])
+
+
+def _like(count: Counting, array: Array) -> Tensor | None:
+    return Tensor(count.device.allocate(array.shape, array.dtype)) if is_float(array.dtype) else None
+
+
+def peak(fns: Functions, x: Any, schedule: Schedule, determinism: str, generators: Sequence[Any]) -> int:
+    """The most bytes that the chain takes by `schedule`, forward and backward, its input included."""
+    form, tensors = taken_apart(x, lambda leaf: True)
+    trace = ReverseTrace()
+    with undrawn(generators), counting(stand_in_for(tensors[0].device)) as count:
+        inputs = [Tensor(count.bring(t.array)) for t in tensors]
+        for k, t in enumerate(tensors):
+            if t.trace is not None or t.link is not None:
+                inputs[k] = Tensor(inputs[k], trace, (Leaf(None, None), 0))
+        live, _ = count.begin()
+        chain = Chain(fns, determinism, generators)
+        chain.first(form.filled(inputs), schedule)
+        results, chain.results = chain.results, ()
+        cotangents = [_like(count, y) for y in results]
+        given = [count.bring(x.array) for x in chain.captured.tensors]
+        left, chain.left = chain.left, None
+        del results
+        assert left is not None
+        Backward(chain, left, given, cotangents, retain=False).run()
+        return count.peak - live + sum(t.array.nbytes for t in tensors)
+
+
+def clocked(fns: Functions, x: Any, measured: Measured, generators: Sequence[Any]) -> Measured:
+    """The same with the times that the functions take on real values, in seconds: medians of REPEATS."""
+    form, tensors = taken_apart(x, lambda leaf: True)
+    varying = [t.trace is not None or t.link is not None for t in tensors]
+    arrays = [t.array for t in tensors]
+    found = []
+    with undrawn(generators):
+        for f, known in zip(fns, measured.stages, strict=True):
+            forwards, steps = [], []
+            for _ in range(1 + REPEATS):  # the first compiles kernels
+                stage, captured = Stage(f, form, varying, "off", generators), Captured()
+                began = time.perf_counter()
+                result, tensors, varying_then, _ = stage.first(arrays, captured, taped=False)
+                _finish(tensors)
+                forwards.append(time.perf_counter() - began)
+                cotangents: list[Any] = [ones_like(y) if is_float(y.dtype) else None for y in tensors]
+                began = time.perf_counter()
+                given = [x.array for x in captured.tensors]
+                again, tape = stage.again(arrays, given, captured.ends, taped=True)
+                _finish(again)
+                _pull(_taped(tape), cotangents, {})
+                _finish(tensors)
+                steps.append(time.perf_counter() - began)
+            forward, step = median(forwards[1:]), median(steps[1:])
+            unneeded = known.output_time / known.forward_time if known.forward_time else 0.0
+            found.append(
+                replace(
+                    known,
+                    forward_time=forward,
+                    backward_time=max(0.0, step - forward),
+                    output_time=unneeded * forward,
+                )
+            )
+            form, varying, arrays = result, varying_then, [t.array for t in tensors]
+    return Measured(found, measured.first)
+
+
+def _finish(tensors: list[Tensor]) -> None:
+    """Wait until they are computed, and all before them."""
+    realize_all([t.array for t in tensors])
+    for device in {t.device for t in tensors}:
+        device.synchronize()
+
+
+def _taped(tape: Taped | None) -> Taped:
+    assert tape is not None
+    return tape
