@@ -72,6 +72,7 @@ if _TYPE_CHECKING:
     from . import models as models
     from . import nn as nn
     from . import optim as optim
+    from .memory.plan import checkpoint_sequential as checkpoint_sequential
 
 newaxis = None
 __array_api_version__ = "2024.12"
@@ -79,7 +80,10 @@ __version__ = "0.1.0.dev0"
 
 
 def __getattr__(name: str) -> object:
-    """`gpuad.nn`, `optim`, `data`, `models`, `memory`, imported when first asked for: not every program needs them."""
+    """What not every program needs is imported when it is first asked for: `gpuad.nn`, `optim`, and so on."""
     if name in ("data", "memory", "models", "nn", "optim"):
         return _importlib.import_module(f"gpuad.{name}")
+    if name == "checkpoint_sequential":
+        found: object = getattr(_importlib.import_module("gpuad.memory.plan"), name)
+        return found
     raise AttributeError(f"module 'gpuad' has no attribute {name!r}")

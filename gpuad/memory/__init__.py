@@ -4,6 +4,7 @@ from .difference import difference
 from .dryrun import dry, estimate
 from .ledger import profile
 from .limits import certify, smallest_limit
+from .plan import Plan, plan
 from .profile import Block, Mark, Profile, Row
 from .reconcile import reconciled
 from .report import Report
@@ -11,6 +12,7 @@ from .report import Report
 __all__ = [
     "Block",
     "Mark",
+    "Plan",
     "Profile",
     "Report",
     "Row",
@@ -18,6 +20,7 @@ __all__ = [
     "difference",
     "dry",
     "estimate",
+    "plan",
     "profile",
     "reconciled",
     "smallest_limit",

@@ -31,7 +31,10 @@ Functions = Sequence[Callable[[Any], Any]]
 
 @dataclass(frozen=True)
 class Measured:
-    """The functions of a chain as a planner sees them, and the bytes of the chain's input."""
+    """The functions of a chain as a planner sees them, and the bytes that are there from beginning to end.
+
+    These are the chain's input, its result and the cotangent of that, which whoever calls the chain may hold.
+    """
 
     stages: list[schedules.Stage]
     first: int
@@ -67,12 +70,12 @@ def measure(fns: Functions, x: Any, determinism: str, generators: Sequence[Any])
             form, varying, found = _forward(count, stage, arrays, captured)
             ran.append(found)
             arrays = found.results
-        found_stages = []
         leaves: dict[Leaf, Tensor] = {}
-        for item in reversed(ran):
-            found_stages.append(_backward(count, item, captured, leaves))
-        first = sum(t.array.nbytes for t in tensors)
-    return Measured(found_stages[::-1], first)
+        stages = [_backward(count, item, captured, leaves) for item in reversed(ran)][::-1]
+    last = stages[-1]
+    first = sum(t.array.nbytes for t in tensors) + last.output + last.cotangent
+    stages[-1] = replace(last, output=0, cotangent=0, taped=last.taped - last.output)
+    return Measured(stages, first)
 
 
 def _forward(count: Counting, stage: Stage, arrays: list[Array], captured: Captured) -> tuple[Form, list[bool], _Ran]:
@@ -133,7 +136,7 @@ def _like(count: Counting, array: Array) -> Tensor | None:
 
 
 def peak(fns: Functions, x: Any, schedule: Schedule, determinism: str, generators: Sequence[Any]) -> int:
-    """The most bytes that the chain takes by `schedule`, forward and backward, its input included."""
+    """The most bytes that the chain takes by `schedule`, forward and backward, with what Measured counts as there."""
     form, tensors = taken_apart(x, lambda leaf: True)
     trace = ReverseTrace()
     with undrawn(generators), counting(stand_in_for(tensors[0].device)) as count:
@@ -148,9 +151,10 @@ def peak(fns: Functions, x: Any, schedule: Schedule, determinism: str, generator
         cotangents = [_like(count, y) for y in results]
         given = [count.bring(x.array) for x in chain.captured.tensors]
         left, chain.left = chain.left, None
-        del results
         assert left is not None
+        held = list(cotangents)
         Backward(chain, left, given, cotangents, retain=False).run()
+        del results, held
         return count.peak - live + sum(t.array.nbytes for t in tensors)
 
 

@@ -119,6 +119,19 @@ def _halved(s: int, end: int) -> Schedule:
     return (Advance(s, middle - 1, _halved(s, middle)), *_halved(middle, end))
 
 
+def runs(schedule: Schedule, n: int) -> list[int]:
+    """How often each of the `n` stages runs forward."""
+    found = [0] * n
+    pending = list(schedule)
+    while pending:
+        item = pending.pop()
+        for s in range(item.first, item.last + 1):
+            found[s] += 1
+        if isinstance(item, Advance):
+            pending += item.inner
+    return found
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a schedule takes."""

@@ -1,0 +1,300 @@
+"""Plans: schedules of checkpoints for a chain of functions, so that its derivative fits in a number of bytes.
+
+    plan = gpuad.memory.plan(model.blocks, x, budget="12GiB")
+    print(plan.explain())
+    y = plan(x)
+
+A plan is made by dry runs of the functions, on the shapes of `x`; nothing is computed for it.
+"""
+
+from __future__ import annotations
+
+import types
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import ref
+
+from ..array import describe
+from ..errors import DataError
+from ..remat import schedule as schedules
+from ..remat.chain import run
+from ..remat.part import name_of
+from ..remat.record import DETERMINISM
+from ..remat.schedule import Cost, Schedule, Tape, none, runs, simulate
+from ..tensor import Tensor
+from ..tree import leaves
+from .measure import Functions, Measured, clocked, measure, peak
+from .planner import Planner
+from .planner import segments as segments_of
+from .profile import show
+from .sizes import parse_bytes
+
+LITTLE = 0.05  # of the bytes: who saves less has checkpointed in vain
+MOVED_BYTE = 8192  # moving a byte to the host or back takes as long as this many operations
+HOST_BANDWIDTH = 25e9  # bytes a second, of PCI Express 4.0 with 16 lanes
+
+
+WHOLE: dict[Any, Callable[[int], Schedule]] = {
+    "every": schedules.every,
+    "log": schedules.log,
+    "all": schedules.all_,
+}
+KINDS = ("auto", "sqrt", *WHOLE)
+
+
+class Plan:
+    """A chain of functions and a schedule of checkpoints for it.  `plan(x)` runs it, as one node of the tape.
+
+    `peak` is the most bytes that it takes, forward and backward: input, what is kept, computed again, cotangents,
+    gradients of what the functions capture, and the result, but nothing else that exists before.  `extra` is the work
+    of computing again, in forward passes.  Both are predicted.
+    """
+
+    def __init__(
+        self, fns: Functions, x: Any, measured: Measured, schedule: Schedule, peak: int, options: dict[str, Any]
+    ) -> None:
+        self.fns, self.measured, self.schedule, self.peak, self.options = tuple(fns), measured, schedule, peak, options
+        self.made_for = [describe(t) for t in leaves(x) if isinstance(t, Tensor)]
+        self.nbytes = [t.array.nbytes for t in leaves(x) if isinstance(t, Tensor)]
+
+    def cost(self, schedule: Schedule) -> Cost:
+        """What another schedule of the same functions would take."""
+        return simulate(self.measured.stages, schedule, self.measured.first)
+
+    @property
+    def extra(self) -> float:
+        """The work of computing again, in forward passes."""
+        return self.in_forward_passes(self.cost(self.schedule).extra_time)
+
+    def in_forward_passes(self, spent: float) -> float:
+        """A time as a multiple of that of all functions once."""
+        return spent / (sum(stage.forward_time for stage in self.measured.stages) or 1.0)
+
+    def __call__(self, x: Any) -> Any:
+        """What the last function returns for `x`, which takes no more bytes than what the plan was made for."""
+        given = [t for t in leaves(x) if isinstance(t, Tensor)]
+        if len(given) != len(self.nbytes) or any(t.array.nbytes > n for t, n in zip(given, self.nbytes, strict=True)):
+            raise DataError(
+                f"a plan for {', '.join(self.made_for)} got {', '.join(describe(t) for t in given) or 'no tensor'}\n"
+                "  make another plan for it"
+            )
+        return run(self.fns, x, self.schedule, **self.options)
+
+    def explain(self) -> str:
+        """What each function does, and what the usual schedules would take, as text of up to 80 columns."""
+        n, total = len(self.fns), self.in_forward_passes
+        lines = [
+            f"{n} functions for {', '.join(self.made_for)}: peak {show(self.peak)}, {self.extra:.2f} forward passes"
+            " computed again",
+            "",
+            f"{'functions':>12}  {'':24} {'runs':>4}  {'kept by a tape':>14}  then",
+        ]
+        done, often = self._done(), runs(self.schedule, n)
+        begin = 0
+        for end in range(1, n + 1):
+            if end == n or (done[end], often[end], self._kept(end), self._name(end)) != (
+                *(done[begin], often[begin], self._kept(begin), self._name(begin)),
+            ):
+                where = f"{begin}" if end == begin + 1 else f"{begin} to {end - 1}"
+                kept = show(self._kept(begin))
+                lines.append(f"{where:>12}  {self._name(begin):24} {often[begin]:>4}  {kept:>14}  {done[begin]}")
+                begin = end
+        lines += ["", f"{'schedule':>12}  {'peak':>12}  {'forward passes again':>20}"]
+        for name, schedule in self.usual().items():
+            cost = self.cost(schedule)
+            lines.append(f"{name:>12}  {show(cost.peak):>12}  {total(cost.extra_time):>20.2f}")
+        lines.append(f"{'this plan':>12}  {show(self.peak):>12}  {self.extra:>20.2f}")
+        if (advice := self.advice()) is not None:
+            lines += ["", advice]
+        return "\n".join(lines)
+
+    def usual(self) -> dict[str, Schedule]:
+        """The schedules that one would choose without planning."""
+        stages, first = self.measured.stages, self.measured.first
+        named = {how: segments_of(stages, how, first) for how in ("sqrt", "auto", "every", "log", "all")}
+        return {"none": none(len(stages)), **named}
+
+    def advice(self) -> str | None:
+        """What takes the memory, where checkpointing saves hardly any of it."""
+        return saves_little(self.measured, self._name)
+
+    def _name(self, s: int) -> str:
+        name = name_of(self.fns[s])
+        return name if len(name) <= 24 else name[:23] + "…"
+
+    def _kept(self, s: int) -> int:
+        stage = self.measured.stages[s]
+        return stage.output + stage.saved
+
+    def _done(self) -> list[str]:
+        """What the first run does with each function."""
+        found: list[str] = []
+        for item in self.schedule:
+            if isinstance(item, Tape):
+                found.append("kept")
+            else:
+                together = f" with {item.first} to {item.last}" if item.last > item.first else ""
+                moved = ", its input on the host" if item.offload else ""
+                found += [f"computed again{together}{moved}"] * (item.last - item.first + 1)
+        return found
+
+
+def saves_little(measured: Measured, name: Callable[[int], str]) -> str | None:
+    """A sentence on what takes the memory of a chain, where checkpoints could save less than LITTLE of it."""
+    stages, first = measured.stages, measured.first
+    most = simulate(stages, none(len(stages)), first).peak
+    least = Planner(stages, first).floor
+    if most - least >= LITTLE * most:
+        return None
+    gradients = sum(stage.gradient for stage in stages)
+    widest = max(range(len(stages)), key=lambda s: stages[s].backward)
+    binds = (
+        f"the gradients of parameters take {show(gradients)}"
+        if gradients > stages[widest].backward
+        else f"the backward pass of {name(widest)} alone takes {show(stages[widest].backward)}"
+    )
+    saved = f"{(most - least) / most:.0%}" if most else "nothing"
+    return f"checkpoints save {saved} of {show(most)} at most: {binds}"
+
+
+def plan(
+    fns: Functions,
+    x: Any,
+    budget: int | str | float,
+    *,
+    time: str = "flops",
+    offload: bool = False,
+    determinism: str = "hash",
+    generators: Sequence[Any] = (),
+) -> Plan:
+    """The schedule of least work for the chain `fns` whose peak is at most `budget`, `x` being given to the first.
+
+    `budget` is bytes, a text such as "12GiB", or a fraction (a float up to 1.0) of what no checkpoint takes; what it
+    counts is what `Plan.peak` does.  Bytes are found by dry runs.  With `time` "flops" work is counted as arithmetic
+    operations, with "profile" the functions run a few times and are timed.  With `offload` inputs of checkpointed
+    functions may wait in pinned memory of the host, on a GPU; parameters never do.  For `determinism` and `generators`
+    see `checkpoint`.  A DataError states the least budget if none fits; a warning what takes the memory if checkpoints
+    save hardly any.  Dynamic programming after Beaumont et al., "Optimal checkpointing for heterogeneous chains", 2019.
+    """
+    _check(fns, determinism)
+    if time not in ("flops", "profile"):
+        raise DataError(f'time= is "flops" or "profile", got {time!r}')
+    measured = measure(fns, x, determinism, generators)
+    if time == "profile":
+        measured = clocked(fns, x, measured, generators)
+    stages, first = measured.stages, measured.first
+    most = simulate(stages, none(len(stages)), first).peak
+    limit = _limit(budget, most)
+    bandwidth = None
+    if offload:
+        bandwidth = HOST_BANDWIDTH if time == "profile" else 1 / MOVED_BYTE
+    options = {"determinism": determinism, "generators": generators}
+    planner, room = Planner(stages, first, bandwidth), limit
+    while True:
+        schedule = _cheapest(planner, measured, room, bandwidth)
+        found = peak(fns, x, schedule, determinism, generators)
+        if found <= limit:
+            break
+        room -= found - limit  # the planner's account of a function differed from the dry run of all
+    made = Plan(fns, x, measured, schedule, found, options)
+    advice = made.advice()
+    if advice is not None and limit < most:
+        warnings.warn(advice, stacklevel=2)
+    return made
+
+
+def _cheapest(planner: Planner, measured: Measured, room: int, bandwidth: float | None) -> Schedule:
+    """The schedule within `room` of least work, of the planner's and the usual ones, which do not round bytes."""
+    stages, first = measured.stages, measured.first
+    n = len(stages)
+    tried = [planner.best(room), *[segments_of(stages, k, first) for k in range(1, n + 1)]]
+    costs = [simulate(stages, schedule, first, bandwidth) for schedule in tried]
+    fitting = [k for k in range(len(tried)) if costs[k].peak <= room]
+    return tried[min(fitting, key=lambda k: costs[k].extra_time)]
+
+
+def _check(fns: Functions, determinism: str) -> None:
+    if not isinstance(fns, Sequence) or not fns or not all(callable(f) for f in fns):
+        raise DataError(
+            f"a chain is a list of functions, each of which takes what the one before returns, got {fns!r}"[:200]
+        )
+    if determinism not in DETERMINISM:
+        raise DataError(f'determinism= is "hash", "shapes" or "off", got {determinism!r}')
+
+
+def _limit(budget: int | str | float, most: int) -> int:
+    """The bytes that a budget stands for."""
+    if not isinstance(budget, float):
+        return parse_bytes(budget)
+    if not 0 < budget <= 1:
+        raise DataError(
+            f"a fraction of the bytes that no checkpoint takes is more than 0 and at most 1.0, got {budget!r}\n"
+            '  give a number of bytes as an int, or as a text such as "12GiB"'
+        )
+    return int(budget * most)
+
+
+# --- sequences of functions ---------------------------------------------------------------------
+
+_known: dict[Any, Schedule] = {}  # by functions, input and options: what was found for them
+MOST_KNOWN = 256
+
+
+def checkpoint_sequential(
+    fns: Functions,
+    x: Any,
+    segments: str | int = "auto",
+    *,
+    determinism: str = "hash",
+    generators: Sequence[Any] = (),
+) -> Any:
+    """What the last of `fns` returns, `x` being given to the first, with checkpoints as `segments` says.
+
+    A number: so many segments, each checkpointed but the last, balanced by the bytes that they would keep.  "sqrt": the
+    square root of the number of functions.  "auto": the number with the lowest peak, about sqrt(c n) where a function
+    keeps c times what it is given.  "every": each function is a segment.  "log": halves of halves, for log2(n)/2 more
+    forward passes.  "all": each function is computed again from `x`, for (n - 1)/2 more.  Chen et al., "Training deep
+    nets with sublinear memory cost", 2016.
+
+    Bytes are found by a dry run for "auto", "sqrt" and numbers when such functions first get such an input.
+    """
+    _check(fns, determinism)
+    n = len(fns)
+    if isinstance(segments, bool) or not (isinstance(segments, int) or segments in KINDS):
+        raise DataError(f"segments= is one of {', '.join(map(repr, KINDS))}, or a number, got {segments!r}")
+    if isinstance(segments, int) and not 1 <= segments <= n:
+        raise DataError(f"{n} functions cannot be {segments} segments\n  ask for 1 to {n}")
+    options: dict[str, Any] = {"determinism": determinism, "generators": generators}
+    if segments in WHOLE:
+        return run(fns, x, WHOLE[segments](n), **options)
+    tensors = [t for t in leaves(x) if isinstance(t, Tensor)]
+    key = (
+        segments,
+        determinism,
+        *map(_identity, fns),
+        *[(t.shape, t.dtype, t.device, t.link is None) for t in tensors],
+    )
+    schedule = _known.get(key)
+    if schedule is None:
+        measured = measure(fns, x, **options)
+        schedule = segments_of(measured.stages, segments, measured.first)
+        if len(_known) >= MOST_KNOWN:
+            _known.clear()
+        _known[key] = schedule
+    return run(fns, x, schedule, **options)
+
+
+def _identity(f: Any) -> Any:
+    """What tells a function from others, without keeping it: functions made by the same line count as one."""
+    if isinstance(f, types.FunctionType):
+        return f.__code__
+    if isinstance(f, types.MethodType):
+        return f.__func__.__code__, ref(f.__self__)
+    try:
+        return ref(f)
+    except TypeError:
+        return id(f)
+
+
+__all__ = ["Plan", "checkpoint_sequential", "plan"]
