@@ -310,7 +310,7 @@ def closed_form(batch, length, width, hidden, heads, layers, classes, itemsize=2
     n = batch * length
     layer = n * (itemsize * (8 * width + 3 * hidden) + 4 * (heads + 2))
     targets = 8 * n if batch > 1 else 0  # of one row they are a view of the tokens
-    outside = n * (2 * itemsize * width + 4 * width + 4) + targets + 4 * classes * width
+    outside = n * (3 * itemsize * width + 4) + targets + 4 * classes * width
     return layers * layer + outside
 
 

@@ -298,7 +298,7 @@ def kept(config, batch):
     assert indices.array.shape == (batch, 2048)
     observers.append(live)
     try:
-        features = model._features(indices)
+        features = model._run(indices, model.norm)
         assert features.array.shape == (batch, 2048, 4096)
         return live.live
     finally:

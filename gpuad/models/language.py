@@ -20,10 +20,13 @@ class LanguageModel(Module):
     """A stack of `blocks` between an embedding of tokens, `token`, and a `norm` and a `head`.
 
     `wrap_block(block)` is called in place of each block: a function that computes it again in the backward pass, say.
+    `run_chain(functions, x)` gives what the last of the functions returns, each given what the one before returns: the
+    blocks, and what follows them.  It may checkpoint some of them.
     """
 
     config: Any  # with at least `vocabulary` and `length`, a dataclass
     wrap_block: Callable[[Any], Callable[[Tensor], Tensor]] | None
+    run_chain: Callable[[list[Callable[[Any], Any]], Tensor], Tensor] | None
     token: Any
     blocks: list[Any]
     norm: Any
@@ -31,24 +34,25 @@ class LanguageModel(Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """int[batch, length] to logits[batch, length, vocabulary]."""
-        logits: Tensor = self.head(self._features(tokens))
-        return logits
+        return self._run(tokens, lambda x: self.head(self.norm(x)))
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         """int[batch, length] to what the first block reads, [batch, length, width]."""
         x: Tensor = self.token(tokens)
         return x
 
-    def _features(self, tokens: Tensor) -> Tensor:
-        """int[batch, length] to what the head reads, [batch, length, width]."""
+    def _run(self, tokens: Tensor, end: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `end` makes of [batch, length, width], which the last block gives for int[batch, length]."""
         most = self.config.length
         if tokens.ndim != 2 or tokens.shape[1] > most:
             raise ShapeError(f"{type(self).__name__} needs tokens [batch, up to {most}], got {describe(tokens)}")
         x = self._embedded(tokens)
-        for block in self.blocks:
-            x = (block if self.wrap_block is None else self.wrap_block(block))(x)
-        features: Tensor = self.norm(x)
-        return features
+        blocks = self.blocks if self.wrap_block is None else [self.wrap_block(block) for block in self.blocks]
+        if self.run_chain is not None:
+            return self.run_chain([*blocks, end], x)
+        for block in blocks:
+            x = block(x)
+        return end(x)
 
     def loss(self, tokens: Tensor) -> Tensor:
         """The mean cross entropy, in nats, of predicting each token of int[batch, length + 1] from those before it.
@@ -56,12 +60,16 @@ class LanguageModel(Module):
         Of a large vocabulary the logits are never held all at once.
         """
         before, targets = tokens[:, :-1], tokens[:, 1:]
-        if self.config.vocabulary >= LARGE:
-            large: Tensor = linear_cross_entropy(self._features(before), self.head.weight, targets)
-            return large
-        logits = self(before)
-        loss: Tensor = cross_entropy(reshape(logits, (-1, logits.shape[-1])), reshape(targets, (-1,)))
-        return loss
+        small = self.config.vocabulary < LARGE
+
+        def end(x: Tensor) -> Tensor:
+            features = self.norm(x)
+            if not small:
+                return linear_cross_entropy(features, self.head.weight, targets)
+            logits = self.head(features)
+            return cross_entropy(reshape(logits, (-1, logits.shape[-1])), reshape(targets, (-1,)))
+
+        return self._run(before, end)
 
     def extra_repr(self) -> str:
         """The sizes."""

@@ -69,6 +69,7 @@ class Llama(LanguageModel):
     """Logits for the token after each position.
 
     `wrap_block(block)` is called in place of each block: a function that computes it again in the backward pass, say.
+    `run_chain(functions, x)` runs the blocks and what follows them, checkpointing some of them, say.
     """
 
     def __init__(
@@ -79,9 +80,10 @@ class Llama(LanguageModel):
         device: str | Device | None = None,
         generator: Generator | None = None,
         wrap_block: Callable[[Block], Callable[[Tensor], Tensor]] | None = None,
+        run_chain: Callable[[list[Callable[[Any], Any]], Tensor], Tensor] | None = None,
     ) -> None:
         c, place = config, {"dtype": dtype, "device": device, "generator": generator}
-        self.config, self.wrap_block = config, wrap_block
+        self.config, self.wrap_block, self.run_chain = config, wrap_block, run_chain
         self.token = Embedding(c.vocabulary, c.width, **place)
         self.blocks = [Block(c, **place) for _ in range(c.layers)]
         self.norm = RMSNorm(c.width, c.eps, dtype=dtype, device=device)
