@@ -65,7 +65,7 @@ class _Table:
 
     def cells(self, rooms: Bytes) -> Bytes:
         """The slots that `rooms` lie in."""
-        return np.clip(rooms // self.slot, 0, len(self.rooms) - 1)
+        return np.minimum(np.maximum(rooms // self.slot, 0), len(self.rooms) - 1)
 
 
 @dataclass(frozen=True)
