@@ -8,17 +8,17 @@ is not counted, and m the bytes for the rest.  It begins in one of these ways:
     advance from s to r      then [r, t] with m less the input of r, then [s, r - 1] with m
     advance and offload      the same, but the input of s is on the host during [r, t]
 
-The least m for each [s, t] is exact.  Beyond it there is a table: for some rooms m, the schedule of least time and the
-bytes that it takes exactly.  The rooms are the multiples of the greatest common divisor of all sizes where these are few
-enough, and then nothing is missed; else a schedule between two rooms may be.  The best for a budget is always chosen
-from the same table, so more bytes never take more time.
+The least m for each [s, t] is exact.  From there on a table says for some m, its rooms, which schedule takes least
+time and how many bytes it takes exactly.  The rooms are the multiples of the greatest common divisor of all sizes where
+these are few enough, and then no schedule is better; else one that needs a size between two rooms may be missed.  The
+best for any budget is chosen from the same few, so more bytes never take more time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
 from typing import TypeAlias
@@ -35,7 +35,8 @@ Times: TypeAlias = npt.NDArray[np.float64]
 
 EXACT = 4096  # rooms at most where they are the multiples of the greatest common divisor of all sizes
 ROOMS = 1000  # rooms otherwise
-NUMBERS = 2**25  # in one array: 128 MiB, as half of it is used
+NUMBERS = 2**24  # in one array of a table, where that gives fewer: 64 MiB, as half of it is not there
+FEWEST = 32  # rooms in any case
 NOWHERE = 2**62  # the bytes that a schedule takes where there is none
 
 
@@ -54,10 +55,11 @@ def floor(stages: Sequence[Stage], first: int = 0, bandwidth: float | None = Non
 
 
 class _Table:
-    """For each [s, t] and room the least time, the bytes that takes exactly, and how it begins, in the order of `_needs`.
+    """For each [s, t] and room the least time, the bytes that takes exactly, and how it begins.
 
-    `movable` says that nobody else holds the input of s, so that it can go to the host.  Column 0 is for the least bytes
-    that [s, t] needs, whatever its room is; the last column is where nothing fits.
+    `movable` says that nobody else holds the input of s, so that it can go to the host; ways to begin are numbered in
+    the order of `_needs`.  Column k is for rooms[k], with no time where that is less than [s, t] needs, but column 0
+    for the least that it needs.  The last column is where nothing fits.
     """
 
     def __init__(self, rooms: Integers, n: int, offloads: bool) -> None:
@@ -92,8 +94,8 @@ class _Table:
 class _Rest:
     """What is left of the sub-chains that end at one t when an advance has come to r, with r movable.
 
-    `times[column, r]` is the least time of [r, t] and `taken` its bytes, both with the input of r; `least[r]` is the time
-    for the least bytes.
+    Of each room, `times[column, r]` is the least time of [r, t] beside the input of r, and `taken` the bytes of both;
+    `least[r]` is the time where [r, t] has the least bytes.
     """
 
     def __init__(self, rooms: Integers, n: int) -> None:
@@ -123,8 +125,14 @@ class Planner:
         # gradients of the stages after each
         after = [*accumulate((stage.gradient for stage in reversed(stages[1:])), initial=0)][::-1]
         self._around = np.array([stage.cotangent for stage in stages], np.int64) + after
-        self._taped = np.array([stage.taped for stage in stages], np.int64)
+        taped = np.array([stage.taped for stage in stages], np.int64)
         self._backward = np.array([stage.backward for stage in stages], np.int64) + after
+        # [s, t]: the run of s with a tape and its backward run, and those of all of s..t
+        self._own = np.maximum(taped[:, None] + self._around, self._backward[:, None])
+        self._tapes = self._own.copy()
+        for s in reversed(range(n - 1)):
+            rest = self._kept[s] + self._tapes[s + 1, s + 1 :]
+            self._tapes[s, s + 1 :] = np.maximum(self._own[s, s + 1 :], rest)
         # [s, t]: advancing over s..t
         self._advance = np.zeros((n, n), np.int64)
         self._advance_time = np.zeros((n, n))
@@ -135,7 +143,7 @@ class Planner:
             self._advance_time[s, s:] = np.cumsum(times[s:])
         # a chain that ends before the last stage is recomputed, for what it saves only
         self._last_time = times - [*(stage.output_time for stage in stages[:-1]), 0.0]
-        self._unit = math.gcd(*self._output, *self._kept, *self._around, *self._taped, *self._backward, *forward) or 1
+        self._unit = math.gcd(*self._output, *self._kept, *self._around, *taped, *self._backward, *forward) or 1
         self._kinds = (False, True) if bandwidth else (False,)
         self._most = simulate(stages, none(n)).peak
         self._least = self._least_rooms()
@@ -148,7 +156,7 @@ class Planner:
                 f"no schedule of these {len(self._output)} functions fits in {show(budget)}\n"
                 f"  the least that one takes is {self.floor} bytes ({show(self.floor)})"
             )
-        table, n = self._table, len(self._output)
+        table = self._table
         fits = table.taken[0][0][:, -1] <= budget - self._first
         return self._schedule(int(np.where(fits, table.times[0][0][:, -1], np.inf).argmin()))
 
@@ -186,7 +194,7 @@ class Planner:
         return schedules[0]
 
     def _begin(self, part: _Part, way: int) -> tuple[Tape | Advance, _Part | None, _Part | None]:
-        """What `way` begins `part` with: the item, still without its inner schedule, what it recomputes, and the rest."""
+        """The item that begins `part` in this way, without its inner schedule, what it recomputes, and the rest."""
         s, t, movable, column = part
         table = self._table
         same = column or table.below(self._least[movable][s, t])
@@ -201,14 +209,17 @@ class Planner:
         prefetch = bool(offload) and bool(table.taken[movable][s][column, t - s] >= gone + self._backward[r])
         if offload:
             room = int(table.rooms[table.below(room + self._output[s - 1])])
-        return Advance(s, r - 1, (), bool(offload), prefetch), inner, (r, t, True, table.column(r, t, True, room - gone))
+        return (
+            Advance(s, r - 1, (), bool(offload), prefetch),
+            inner,
+            (r, t, True, table.column(r, t, True, room - gone)),
+        )
 
     def _needs(self, s: int, t: int, movable: bool) -> Integers:
         """The least bytes that [s, t] needs for each way to begin: tape, advance to each r, the same with offload."""
-        tape = max(self._taped[s] + self._around[t], self._backward[s])
         if s == t:
-            return np.array([tape])
-        tape = max(tape, self._kept[s] + self._least[False][s + 1, t])
+            return np.array([self._own[s, t]])
+        tape = max(self._own[s, t], self._kept[s] + self._least[False][s + 1, t])
         run = np.maximum(self._advance[s, s:t] + self._around[t], self._least[movable][s, s:t])
         later = self._output[s:t] + self._least[True][s + 1 : t + 1, t]
         needs = [[tape], np.maximum(run, later)]
@@ -247,7 +258,7 @@ class Planner:
     def _rooms(self) -> Integers:
         """The rooms of the table, from 0 to more than any schedule uses."""
         n = len(self._output)
-        allowed = NUMBERS // (n * n * len(self._kinds))
+        allowed = max(FEWEST, NUMBERS // (n * n * len(self._kinds)))
         most = self._most + (int(self._output.max()) if self._bandwidth else 0)
         if most <= self._unit * (min(EXACT, allowed) - 1):
             return np.arange(0, most + self._unit, self._unit)
@@ -265,29 +276,29 @@ class Planner:
         needs = self._needs(s, t, movable)
         least = needs.min()
         taken[0, length] = least
-        begin = max(1, int(table.rooms.searchsorted(least)))
+        begin, end = np.maximum(1, table.rooms.searchsorted([least, self._tapes[s, t]])).tolist()
+        times[end:-1, length] = self._last_time[t] + (self._advance_time[s, t - 1] if s < t else 0.0)
+        taken[end:-1, length] = self._tapes[s, t]
         if s == t:
-            times[0, 0] = times[begin:-1, 0] = self._last_time[s]
-            taken[begin:-1, 0] = least
+            times[0, 0] = self._last_time[t]
             return
 
-        # One row for the least bytes, then one for each column from `begin` on; by way.
-        rooms = table.rooms[begin:]
+        # One row for the least bytes, then one for each column that has use for another way than tapes; by way.
+        rooms = table.rooms[begin:end]
         row = np.arange(1 + len(rooms))
         columns, parts = row + begin - 1, row + begin - 1  # these rows', and those of the parts that they are made of
         columns[0], parts[0] = 0, table.below(least)
         totals = rest.scratch[: len(row) * len(needs)].reshape(len(row), len(needs))
         taped, advanced, offloaded = totals[:, 0], totals[:, 1 : 1 + length], totals[:, 1 + length :]
 
-        own = max(self._taped[s] + self._around[t], self._backward[s])
         tape = table.columns(s + 1, t, False, table.rooms[parts] - self._kept[s])
         tape[0] = max(0, tape[0])
         np.add(table.times[False][s + 1][tape, length - 1], self._advance_time[s, s], out=taped)
-        taped[1:][rooms < own] = np.inf
+        taped[1:][rooms < self._own[s, t]] = np.inf
 
         run, run_time = self._advance[s, s:t] + self._around[t], self._advance_time[s, s:t]
         np.add(_or(times[parts[0], :length], times[0, :length]), run_time, out=advanced[0])
-        np.add(times[begin:-1, :length], run_time, out=advanced[1:])
+        np.add(times[begin:end, :length], run_time, out=advanced[1:])
         if len(rooms) and run[-1] > rooms[0]:
             advanced[1:][rooms[:, None] < run] = np.inf
         moved, back = self._output[s - 1], parts
@@ -297,7 +308,7 @@ class Planner:
             np.add(advanced[0], _or(rest.times[back[0], r], rest.least[r]), out=offloaded[0])
             offloaded += 2 * moved / self._bandwidth
         advanced[0] += _or(rest.times[parts[0], r], rest.least[r])
-        advanced[1:] += rest.times[begin:, r]
+        advanced[1:] += rest.times[begin:end, r]
         totals[0, needs > least] = np.inf
 
         way = totals.argmin(axis=1)
@@ -305,7 +316,7 @@ class Planner:
         offload = offload > 0
         later = rest.taken[np.where(offload, back, parts), s + 1 + before] - np.where(offload, moved, 0)
         advance = np.maximum(np.maximum(run[before], taken[parts, before]), later)
-        tape = np.maximum(own, table.taken[False][s + 1][tape, length - 1] + self._kept[s])
+        tape = np.maximum(self._own[s, t], table.taken[False][s + 1][tape, length - 1] + self._kept[s])
         times[columns, length], ways[columns, length] = totals[row, way], way
         taken[columns[1:], length] = np.where(way, advance, tape)[1:]
 
