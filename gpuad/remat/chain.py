@@ -43,7 +43,9 @@ def run(
     form = chain.first(x, schedule)
     if not form.places:
         return form.filled(())
-    results = chain(*tensors, *chain.captured.tensors)
+    captured, chain.captured.tensors = chain.captured.tensors, []  # or the op would keep them as long as its result
+    results = chain(*tensors, *captured)
+    del captured
     return form.filled(results if isinstance(results, tuple) else (results,))
 
 
