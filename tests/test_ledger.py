@@ -318,7 +318,7 @@ def closed_form(batch, length, width, hidden, heads, layers, classes, itemsize=2
 @pytest.mark.parametrize(("dtype", "each"), [("bfloat16", (2, 2, 4)), ("mixed", (2, 2, 12)), ("float32", (4, 4, 8))])
 def test_llama_7b_in_a_dry_run(batch, dtype, each):
     runs = measured(Setup("llama-7b", batch=batch, dtype=dtype), find_device("meta", like="cuda:sm_90"))
-    inference, training, checkpointed = runs
+    inference, training, checkpointed, auto = runs
     params = 6_738_415_616
     assert inference.params == training.params == params
     at = {mark.name: training.by_category(mark.event) for mark in training.marks}
@@ -330,4 +330,5 @@ def test_llama_7b_in_a_dry_run(batch, dtype, each):
         assert 12.55 <= inference.peak_bytes / 2**30 <= 13.06
     if batch == 4:
         assert checkpointed.peak_bytes < 0.9 * training.peak_bytes
+        assert auto.peak_bytes < 0.9 * training.peak_bytes and auto.extra <= checkpointed.extra
     del runs
