@@ -388,6 +388,7 @@ def test_json_is_exact_and_of_the_documented_form(tmp_path):
     assert json.loads(text) == {
         "version": 1,
         "device": "cpu:compiled",
+        "notes": [],
         "runs": [
             {
                 "name": "inference",
@@ -396,6 +397,7 @@ def test_json_is_exact_and_of_the_documented_form(tmp_path):
                 "by_category": {"parameter": 4096, "input": 1024, "temporary": 5120},
                 "params": 0,
                 "flops": 0,
+                "extra_forward": None,
                 "reconciliation": [],
             },
             {

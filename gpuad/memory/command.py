@@ -68,7 +68,7 @@ def check_outputs(paths: list[Path | None], plot: Path | None) -> None:
         if not path.parent.is_dir():
             raise DataError(f"cannot write {path}: there is no folder {path.parent}")
     if len({path.resolve() for path in asked}) < len(asked):
-        raise DataError("what is written needs files of their own: --json, --html, --plot")
+        raise DataError("--json, --html and --plot need files of their own")
     if plot is not None:
         if plot.suffix.lower() not in (".png", ".svg"):
             raise DataError(f"--plot writes .png and .svg, got {plot}")
