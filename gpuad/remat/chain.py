@@ -102,14 +102,14 @@ class Chain(Rerun):
 
     # --- under another transformation -------------------------------------------------------------
 
-    def again(self, inputs: Sequence[Any], frame: list[Any], *, swept: bool) -> list[Any]:
+    def again(self, inputs: Sequence[Any], frame: list[Any]) -> list[Any]:
         """The results, computed again from `inputs`: the tensors of the chain's input, then the captured ones."""
         values, captured = list(inputs[: self.arguments]), list(inputs[self.arguments :])
         for item in self.schedule:
             if isinstance(item, Tape):
                 stage = self.stages[item.stage]
                 with during("recompute"):
-                    values = stage.part.again(values, [captured[k] for k in stage.captured], swept=swept)
+                    values = stage.part.again(values, [captured[k] for k in stage.captured])
             else:
                 segment = Segment(self.stages[item.first : item.last + 1], len(values))
                 results = segment(*values, *[captured[k] for k in segment.captured])
@@ -216,7 +216,7 @@ class Segment(Rerun):
         self.captured = sorted({k for stage in stages for k in stage.captured})
         self._returns(stages[-1].floats)
 
-    def again(self, inputs: Sequence[Any], frame: list[Any], *, swept: bool) -> list[Any]:
+    def again(self, inputs: Sequence[Any], frame: list[Any]) -> list[Any]:
         """The results, computed again from `inputs`: what the first stage is given, then the captured tensors."""
         values, captured = (
             list(inputs[: self.arguments]),
@@ -224,11 +224,11 @@ class Segment(Rerun):
         )
         for stage in self.stages:
             with during("recompute"):
-                values = stage.part.again(values, [captured[k] for k in stage.captured], swept=swept)
+                values = stage.part.again(values, [captured[k] for k in stage.captured])
         return values
 
     def evaluate(self, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Any:
-        found = tuple([y.array for y in self.again([Tensor(a) for a in arrays], [], swept=False)])
+        found = tuple([y.array for y in self.again([Tensor(a) for a in arrays], [])])
         realize_all(found)
         return found if len(found) > 1 else found[0]
 

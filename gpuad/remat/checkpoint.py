@@ -114,12 +114,12 @@ class Checkpointed(Rerun):
         assert found is not None, "a checkpointed call is evaluated once"
         return found if len(found) > 1 else found[0]
 
-    def again(self, inputs: Sequence[Any], frame: list[Any], *, swept: bool) -> list[Any]:
+    def again(self, inputs: Sequence[Any], frame: list[Any]) -> list[Any]:
         """The results, computed again from `inputs`: the arguments, then the captured tensors."""
         n = len(inputs) + self.results
         given = {place: bottom(frame[n + k]) for k, place in enumerate(self.kept)}
         with during("recompute"):
-            return self.part.again(inputs[: self.arguments], list(inputs[self.arguments :]), given, swept=swept)
+            return self.part.again(inputs[: self.arguments], list(inputs[self.arguments :]), given)
 
 
 __all__ = ["checkpoint"]

@@ -44,11 +44,9 @@ class Part:
         with self.draws.recorded(), region.running():
             return self.call(self._entering(inputs, region)), region
 
-    def again(
-        self, inputs: Sequence[Any], captured: list[Any], given: dict[Any, Any] | None = None, *, swept: bool = True
-    ) -> list[Any]:
-        """Its results that it computes, once more, seen from outside its region; `swept` if a sweep is to follow."""
-        region = Region(self.record, replay=captured, given=given, late=True, swept=swept)
+    def again(self, inputs: Sequence[Any], captured: list[Any], given: dict[Any, Any] | None = None) -> list[Any]:
+        """Its results that it computes, once more, seen from outside its region."""
+        region = Region(self.record, replay=captured, given=given, late=True)
         with self.draws.repeated(), region.running():
             out = self.call(self._entering(inputs, region))
         self.record.finish(region.step)
@@ -79,7 +77,7 @@ class Rerun(Op):
         n = len(self.differentiable)
         self.outputs = ("y",) if n == 1 else tuple([f"y{k}" for k in range(n)])
 
-    def again(self, inputs: Sequence[Any], frame: list[Any], *, swept: bool) -> list[Any]:
+    def again(self, inputs: Sequence[Any], frame: list[Any]) -> list[Any]:
         """The results, computed again from `inputs`; a frame has what the tape keeps."""
         raise NotImplementedError
 
@@ -93,7 +91,7 @@ class Rerun(Op):
         trace = ReverseTrace()
         inputs = [Tensor(x, trace, (Entry(None, None), 0)) if t else x for x, t in zip(frame, traced, strict=False)]
         try:
-            outputs = self.again(inputs, frame, swept=True)
+            outputs = self.again(inputs, frame)
         finally:
             trace.open = False
         cotangents = g if len(self.outputs) > 1 else [g]
@@ -108,7 +106,7 @@ class Rerun(Op):
         trace = ForwardTrace()
         inputs = [x if t is None else Tensor(x, trace, t) for x, t in zip(frame, tangents, strict=False)]
         try:
-            outputs = self.again(inputs, frame, swept=False)
+            outputs = self.again(inputs, frame)
         finally:
             trace.open = False
         slopes = [y.link if y.trace is trace else None for y in outputs]

@@ -28,7 +28,8 @@ class Step:
     operands: tuple[Any, ...]  # a Place, a Constant, or the text of a Python number, of each
     params: dict[str, Any]
     results: list[tuple[Shape, DType]] = field(default_factory=list)
-    digests: dict[int, Any] = field(default_factory=dict)  # of results that were written to memory, by output
+    # of results that were written to memory, by output: axes as the memory has them, and the digest in that order
+    digests: dict[int, tuple[tuple[int, ...] | None, Any]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -108,20 +109,23 @@ class Record:
                 f" {describe_site(step.site)}"
             )
 
-    def watch(self, k: int, output: int, array: Array, again: bool, swept: bool) -> None:
-        """Take the digest of a value of the k-th op if it is written to memory, or compare it where it is needed."""
-        report = functools.partial(self._written, k, output, again, swept)
+    def watch(self, k: int, output: int, array: Array, again: bool) -> None:
+        """Take the digest of a value of the k-th op if it is written to memory; in a second run, compare it."""
+        if again and (k >= len(self.steps) or self.steps[k].results[output] != (array.shape, array.dtype)):
+            return
+        report = functools.partial(self._written, k, output, again)
         if array.op is None:
             report(array)
         else:
             array.on_write = report if array.on_write is None else _both(array.on_write, report)
 
-    def _written(self, k: int, output: int, again: bool, swept: bool, array: Array) -> None:
+    def _written(self, k: int, output: int, again: bool, array: Array) -> None:
         if not again:
-            self.steps[k].digests[output] = array.device.digest(array)
-        elif (array.kept or not swept) and k < len(self.steps) and output in self.steps[k].digests:
-            first = self.steps[k].digests[output]
-            array.device.check_digests(first, array.device.digest(array), self._refusal(k, _VALUE))
+            axes = _axes(array)
+            self.steps[k].digests[output] = axes, array.device.digest(array, axes)
+        elif output in self.steps[k].digests:
+            axes, first = self.steps[k].digests[output]
+            array.device.check_digests(first, array.device.digest(array, axes), self._refusal(k, _VALUE))
 
     def _refusal(self, k: int, cause: str) -> Callable[[int], Exception]:
         """The error of a k-th op that differs, as a function that holds nothing of this: a device may call it late."""
@@ -142,6 +146,13 @@ _CONSTANT = "a constant it uses changed between the forward and the backward pas
 _OPERAND = "it took other operands: likely a list or a variable outside that the first run changed"
 _PARAMETER = "an option of it changed between the forward and the backward pass; pass what it depends on"
 _VALUE = "likely a source of numbers that gpuad does not know of, or memory that somebody wrote"
+
+
+def _axes(array: Array) -> tuple[int, ...] | None:
+    """The axes by how far apart their elements are in memory, the farthest first; None if they are in order."""
+    strides = array.data.strides
+    axes = tuple(sorted(range(len(strides)), key=lambda k: -abs(strides[k])))
+    return None if axes == tuple(range(len(strides))) else axes
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -54,7 +54,7 @@ class Region(Trace):
         "replay",
         "seen",
         "step",
-        "swept",
+        "watched",
     )
     kind = "checkpoint"
 
@@ -67,18 +67,17 @@ class Region(Trace):
         replay: list[Any] | None = None,
         given: dict[Place, Array] | None = None,
         late: bool = False,
-        swept: bool = False,
     ) -> None:
         super().__init__()
         self.record, self.inside, self.policy = record, inside, policy
         self.replay = replay  # in a second run, what stands for the captured tensors
         self.given = given or {}  # values that were kept
         self.late = late  # does it compute what is asked for only?
-        self.swept = swept  # does a sweep follow, which reads what a tape keeps and nothing else?
         self.captured: list[Tensor] = []
         self.kept: dict[Place, Array] = {}  # what the policy keeps of a first run
         # by handle and data: these, what stands for them inside, and its place
         self.seen: dict[tuple[int, int], tuple[Tensor, Any, Any, Place]] = {}
+        self.watched: set[Place] = set()
         self.step = 0
         self.parent: Any = None
 
@@ -128,19 +127,26 @@ class Region(Trace):
             record.steps.append(Step(op.name, here(3), tuple(operands), params))
         out = self._applied(k, op, lower, params)
         results = out if type(out) is tuple else (out,)
-        hashed = record.determinism == "hash" and getattr(op, "view", None) is None
-        for n, y in enumerate(results):
-            array = y.array
-            if not again:
-                record.steps[k].results.append((array.shape, array.dtype))
-            same = not again or (k < len(record.steps) and record.steps[k].results[n] == (array.shape, array.dtype))
-            if hashed and same:
-                record.watch(k, n, array, again, self.swept)
+        if not again:
+            record.steps[k].results = [(y.shape, y.dtype) for y in results]
+        if record.determinism == "hash":
+            self._watch(k, op, operands, lower, results)
         if not again:
             self._keep(k, None, [y.array for y in results])
         constant = hidden or all(type(a) is Constant or type(a) is str or a[0] == "constant" for a in operands)
         wrapped = [Tensor(y, self, ("constant", k, n) if constant else (k, n)) for n, y in enumerate(results)]
         return tuple(wrapped) if type(out) is tuple else wrapped[0]
+
+    def _watch(self, k: int, op: Any, operands: list[Any], lower: list[Any], results: Sequence[Any]) -> None:
+        """Have the values that a tape would keep for this op taken digests of: operands and results."""
+        varying = tuple([type(a) is tuple and a[0] != "constant" for a in operands])
+        n = len(operands)
+        for slot in op.plan(varying) or () if any(varying) else ():
+            place = operands[slot] if slot < n else (k, slot - n)
+            if type(place) is tuple and type(place[0]) is int and place not in self.watched:
+                self.watched.add(place)
+                array = lower[slot].array if slot < n else results[slot - n].array
+                self.record.watch(place[0], place[1], array, self.replay is not None)
 
     def _applied(self, k: int, op: Any, lower: list[Any], params: dict[str, Any]) -> Any:
         """What `op` gives, as the region around this one sees it: computed, or kept, or to be computed late."""

@@ -119,7 +119,7 @@ class Stage:
         inputs = [_entering(a, entry, trace) for a, entry in zip(arrays, entries, strict=True)]
         stand_ins = [_entering(captured[k], ends[k], trace) for k in self.captured]
         try:
-            results = self.part.again(inputs, stand_ins, swept=taped)
+            results = self.part.again(inputs, stand_ins)
         finally:
             if trace is not None:
                 trace.open = False
