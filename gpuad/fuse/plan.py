@@ -175,6 +175,7 @@ def _run_anchor(array: Array, wanted: set[int]) -> None:
     array.compute(out.data, out.buffer)
     if ledgers:
         computed(array)
+    array.written()
 
 
 def _run(roots: Sequence[Array], nodes: list[Array], space: Shape, wanted: set[int]) -> None:
@@ -214,6 +215,8 @@ def _run(roots: Sequence[Array], nodes: list[Array], space: Shape, wanted: set[i
         y.compute(m.data, m.buffer)
         if ledgers:
             computed(y)
+    for y in outputs:  # last: one may raise, and by now what they were computed of may be written over
+        y.written()
 
 
 class _Lost:
