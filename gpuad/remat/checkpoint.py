@@ -16,17 +16,18 @@ from .. import tree
 from ..array import Array
 from ..attribution import during
 from ..dtype import is_float
-from ..errors import DataError
+from ..errors import DataError, GpuadError, RecomputeError
 from ..fuse.plan import realize_all
 from ..node import Leaf, bottom
 from ..op import Op
-from ..provenance import Site
+from ..provenance import Site, blame, raised_at
+from ..provenance import describe as describe_site
 from ..tape import sweep
 from ..tensor import Tensor
-from ..trace import ForwardTrace, ReverseTrace
+from ..trace import ForwardTrace, ReverseTrace, active_region
 from .draws import Draws
 from .policies import Policy, policy_of
-from .record import DETERMINISM, Record
+from .record import DETERMINISM, Record, Result
 from .region import Region
 
 
@@ -91,7 +92,9 @@ class Part:
     def __init__(
         self, call: Callable[[Sequence[Any]], Any], name: str, determinism: str = "hash", generators: Sequence[Any] = ()
     ) -> None:
-        self.call, self.record, self.draws = call, Record(name, determinism), Draws(generators)
+        around = active_region.get()
+        self.call, self.draws = call, Draws(generators)
+        self.record = Record(name, determinism, None if around is None else around.record)
 
     def first(
         self, inputs: Sequence[Tensor], policy: Policy | None = None, inside: Callable[[Tensor], Tensor] | None = None
@@ -106,19 +109,34 @@ class Part:
     ) -> list[Any]:
         """Its results that it computes, once more, seen from outside its region; `swept` if a sweep is to follow."""
         region = Region(self.record, replay=captured, given=given, late=True, swept=swept)
-        with self.draws.repeated(), region.running():
-            out = self.call(_entering(inputs, region))
-        self.record.finish(region.step)
-        return results_of(out, region)
+        try:
+            with self.draws.repeated(), region.running(), blame(None):  # messages tell the function's own lines
+                out = self.call(_entering(inputs, region))
+        except (GpuadError, MemoryError):
+            raise
+        except Exception as error:
+            raise RecomputeError(
+                f"{self.record.name}() raised {type(error).__name__} when it ran again, at"
+                f" {describe_site(raised_at(error))}, and not when it ran first: {error}\n"
+                "  likely something outside that the first run used up or changed, as an iterator or a list"
+            ) from error
+        results = results_of(out, region)
+        self.record.finish(region.step, list(map(_result, results)))
+        region.compare()
+        return [y.data for y in results]
 
 
 def _entering(inputs: Sequence[Any], region: Region) -> list[Tensor]:
     return [Tensor(x, region, ("argument", k)) for k, x in enumerate(inputs)]
 
 
-def results_of(out: Any, region: Region) -> list[Any]:
-    """The leaves of `out` that `region` computes, as those outside it see them."""
-    return [y.data for y in tree.leaves(out) if isinstance(y, Tensor) and y.trace is region]
+def results_of(out: Any, region: Region) -> list[Tensor]:
+    """The leaves of `out` that `region` computes."""
+    return [y for y in tree.leaves(out) if isinstance(y, Tensor) and y.trace is region]
+
+
+def _result(y: Tensor) -> Result:
+    return Result(y.link, y.shape, y.dtype)
 
 
 def _first_run(part: Part, inputs: list[Tensor], policy: Policy | None) -> Any:
@@ -127,6 +145,7 @@ def _first_run(part: Part, inputs: list[Tensor], policy: Policy | None) -> Any:
     inside = [k for k, y in enumerate(leaves) if isinstance(y, Tensor) and y.trace is region]
     if not inside:
         return out
+    part.record.results = [_result(leaves[k]) for k in inside]
     realize_all(region.kept.values())
     arrays = (*[leaves[k].array for k in inside], *region.kept.values())
     del out
@@ -134,7 +153,9 @@ def _first_run(part: Part, inputs: list[Tensor], policy: Policy | None) -> Any:
         leaves[k] = None
     op = Checkpointed(part, len(inputs), len(inside), list(region.kept), arrays)
     region.kept.clear()
+    region.several.clear()
     results = op(*inputs, *region.captured)
+    op.arrays = ()
     for k, y in zip(inside, results if isinstance(results, tuple) else (results,)):  # what is kept comes after them
         leaves[k] = y
     return structure.unflatten(leaves)
@@ -150,10 +171,11 @@ class Checkpointed(Op):
         self.keeper = f"policy of {self.name}"
         self.inputs = self.params = ()  # any number of tensors
         self.part, self.arguments, self.results = part, arguments, results
+        self.record = part.record
         self.kept = kept  # places of the values that a policy keeps, which are the outputs after the results
         self.outputs = tuple(f"y{k}" for k in range(len(arrays))) if len(arrays) > 1 else ("y",)
         self.differentiable = [is_float(a.dtype) for a in arrays[:results]] + [False] * len(kept)
-        self.arrays: tuple[Array, ...] | None = arrays  # until they are handed out
+        self.arrays = arrays  # until they are handed out
 
     def plan(self, traced: tuple[bool, ...]) -> tuple[int, ...] | None:
         if not any(traced) or not any(self.differentiable):
@@ -162,9 +184,7 @@ class Checkpointed(Op):
         return (*range(n), *range(n + self.results, n + self.results + len(self.kept)))
 
     def evaluate(self, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Any:
-        found, self.arrays = self.arrays, None
-        assert found is not None, "a checkpointed call is evaluated once"
-        return found if len(found) > 1 else found[0]
+        return self.arrays if len(self.arrays) > 1 else self.arrays[0]
 
     def again(self, inputs: Sequence[Any], frame: list[Any], *, swept: bool) -> list[Any]:
         """The results, computed again from `inputs`: the arguments, then the captured tensors."""
@@ -181,10 +201,11 @@ class Checkpointed(Op):
         finally:
             trace.open = False
         cotangents = g if len(self.outputs) > 1 else [g]
-        seeds = [(y.link, ct) for y, ct in zip(outputs, cotangents) if ct is not None and y.trace is trace]
-        del outputs
-        found = sweep(seeds)
-        return [found.get(x.link[0]) if t else None for x, t in zip(inputs, traced, strict=True)]
+        found = zip(outputs, cotangents[: self.results], strict=True)
+        seeds = [(y.link, ct) for y, ct in found if ct is not None and y.trace is trace]
+        del outputs, found
+        leaves = sweep(seeds)
+        return [leaves.get(x.link[0]) if t else None for x, t in zip(inputs, traced, strict=True)]
 
     def push(self, tangents: list[Any], frame: list[Any]) -> Any:
         if all(t is None for t in tangents):
