@@ -48,9 +48,13 @@ def checkpoint(
 
     A second run draws the same random numbers: gpuad's, NumPy's global ones, Python's `random`, CuPy's global ones, and
     those of `generators` (of NumPy, or random.Random).  With `determinism` "hash" it must do the same ops on the same
-    constants, and each value that is written to memory and needed must have the same bits, or a RecomputeError names
-    the first that differs; with "shapes" values are not compared, with "off" nothing is.  One that uses other tensors
-    from outside, or values assigned since, is a CaptureError.
+    constants and return the same results, and each value that is written to memory and kept must have the same bits, or
+    a RecomputeError names the first that differs; with "shapes" the values of arrays are not compared, with "off" no
+    more than the shapes of the results.  One that uses other tensors from outside, or values assigned since, is a
+    CaptureError.
+
+    An argument that `f` assigns, as in `x += y`, stays what it was for the caller.  Threads that `f` starts may not
+    compute with what is differentiated.
     """
     if determinism not in DETERMINISM:
         raise DataError(f'determinism= is "hash", "shapes" or "off", got {determinism!r}')

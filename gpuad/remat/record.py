@@ -148,8 +148,8 @@ class Record:
             )
         if len(results) != len(self.results):
             raise RecomputeError(
-                f"{self.name}() returned {len(results)} tensors that it computes when it ran again, and"
-                f" {len(self.results)} when it ran first\n  {_BRANCH}"
+                f"{self.name}() returned another number of tensors that it computes when it ran again: {len(results)},"
+                f" and {len(self.results)} when it ran first\n  {_BRANCH}"
             )
         for k, (now, first) in enumerate(zip(results, self.results, strict=True)):
             if self.determinism == "off":  # ops may be numbered in another way, but a gradient has to fit

@@ -147,7 +147,7 @@ class Region(Trace):
     def _applied(self, k: int, op: Any, lower: list[Any], params: dict[str, Any]) -> Any:
         """What `op` gives, as the region around this one sees it: computed, or kept, or to be computed late."""
         evaluate, record = None, self.record
-        if (k, 0) in self.given:
+        if (k, 0) in self.given and record.steps[k].op == op.name:  # "off" may do another one here
             evaluate = functools.partial(given, self.given, k)
         elif self.late and op.may_wait and record.determinism != "off":  # or the result could have another shape
             evaluate = functools.partial(later, record.steps[k].results[0])
