@@ -157,7 +157,6 @@ def _first_run(part: Part, inputs: list[Tensor], policy: Policy | None) -> Any:
         leaves[k] = None
     op = Checkpointed(part, len(inputs), len(inside), list(region.kept), arrays)
     region.kept.clear()
-    region.several.clear()
     results = op(*inputs, *region.captured)
     op.arrays = ()
     for k, y in zip(inside, results if isinstance(results, tuple) else (results,)):  # what is kept comes after them
