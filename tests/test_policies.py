@@ -13,7 +13,7 @@ from gpuad import DataError, asarray, checkpoint, checkpoint_name, grad, jvp, na
 from gpuad.attribution import ledgers
 from gpuad.buffer import LiveBytes, observers
 from gpuad.fuse.kernel import watchers
-from gpuad.nn.functional import dropout, rms_norm, silu, softmax
+from gpuad.nn.functional import dropout, linear_cross_entropy, rms_norm, silu, softmax
 
 N = 24
 POLICIES = {
@@ -353,6 +353,18 @@ def test_all_results_of_an_op_are_kept_when_one_has_a_name():
     assert by_name == by_op == 2 * ONE
     assert runs["silu_gate"] == 0
     assert runs["matmul"] == 2 + 4
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_op_that_gives_more_where_a_derivative_follows_is_computed_again(policy):
+    targets = asarray(np.arange(N) % 5)
+
+    def loss(x, w):
+        return checkpoint_name(linear_cross_entropy(gpuad.sin(x), w[:5], targets), "hidden")
+
+    expected = bits(grad(loss, argnums=(0, 1))(values(), values(seed=1)))
+    found = bits(grad(checkpoint(loss, policy=POLICIES[policy]), argnums=(0, 1))(values(), values(seed=1)))
+    assert_same_bits(found, expected)
 
 
 def test_a_named_view_is_kept():

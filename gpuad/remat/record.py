@@ -76,6 +76,8 @@ class Record:
     A function that runs inside another has its record in a step of that one's, and shares what is known of constants.
     """
 
+    besides: tuple[str, ...] = ()  # as an op has
+
     def __init__(self, name: str, determinism: str = "hash", outer: Record | None = None) -> None:
         self.name, self.determinism = name, determinism
         self.steps: list[Step] = []
@@ -128,7 +130,7 @@ class Record:
             first.made_by.check_all(now.made_by)
         elif first.made_by is not now.made_by:
             raise self._differs(k, _PARAMETER)
-        besides = getattr(now.made_by, "besides", ())
+        besides = now.made_by.besides
         if any(not equal(now.params[name], first.params[name]) for name in now.params if name not in besides):
             raise self._differs(k, _PARAMETER)
 
@@ -180,10 +182,10 @@ class Record:
             array.on_write = report if array.on_write is None else _both(array.on_write, report)
 
     def _written(self, k: int, output: int, again: bool, array: Array) -> None:
-        digests = self.steps[k].digests
+        digests, form = self.steps[k].digests, (array.shape, array.dtype)
         if not again:
             digests[output] = array.device.digest(array)
-        elif output in digests:
+        elif output in digests and self.steps[k].results[output] == form:  # or it is what an op gives besides
             array.device.check_digests(digests[output], array.device.digest(array), self._refusal(k, _VALUE))
 
     def _refusal(self, k: int, cause: str) -> Callable[[int], Exception]:

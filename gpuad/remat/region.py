@@ -176,10 +176,10 @@ class Region(Trace):
 
     def _keep(self, k: int, name: str | None, arrays: list[Array]) -> None:
         """Keep the results of the k-th op if the policy says so of one of them."""
-        op = self.record.steps[k].op
-        if self.policy is None:
+        step = self.record.steps[k]
+        if self.policy is None or step.made_by.besides:  # which gives more where a derivative follows
             return
-        if any(self.policy(Value(op, name, a.shape, a.dtype)) for a in arrays):
+        if any(self.policy(Value(step.op, name, a.shape, a.dtype)) for a in arrays):
             for n, array in enumerate(arrays):
                 array.wanted = True
                 self.kept[k, n] = array
