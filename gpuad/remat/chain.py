@@ -22,6 +22,7 @@ from ..tensor import Tensor
 from ..trace import horizon, is_recording
 from .boundary import Boundary
 from .part import Rerun, name_of
+from .record import Record
 from .schedule import Advance, Schedule, Tape, work
 from .stage import Captured, Form, Stage, Taped, taken_apart
 
@@ -67,6 +68,7 @@ class Chain(Rerun):
         self.fns, self.determinism, self.generators = fns, determinism, generators
         self.captured = Captured()
         self.stages: list[Stage] = []
+        self.record = Record(self.name, determinism)  # of the records of its stages
         self.schedule: Schedule = ()
         self.arguments = 0  # how many of the op's inputs come from the chain's input
         self.results: tuple[Array, ...] = ()  # until they are handed out
@@ -88,6 +90,7 @@ class Chain(Rerun):
                 arrays = [t.array for t in tensors]
                 realize_all(arrays)
                 self.stages.append(stage)
+                self.record.steps.append(stage.step())
                 if taped is not None:
                     self.left.tapes[s] = taped
             if isinstance(item, Advance) and item.offload:
@@ -213,6 +216,8 @@ class Segment(Rerun):
     def __init__(self, stages: Sequence[Stage], arguments: int) -> None:
         self.stages, self.arguments = stages, arguments
         self.name = f"checkpoint({stages[0].part.record.name} .. {stages[-1].part.record.name})"
+        self.record = Record(self.name, stages[0].part.record.determinism)
+        self.record.steps = [stage.step() for stage in stages]
         self.captured = sorted({k for stage in stages for k in stage.captured})
         self._returns(stages[-1].floats)
 

@@ -6,14 +6,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import tree
+from ..errors import GpuadError, RecomputeError
 from ..node import Entry
 from ..op import Op
+from ..provenance import blame, raised_at
+from ..provenance import describe as describe_site
 from ..tape import sweep
 from ..tensor import Tensor
-from ..trace import ForwardTrace, ReverseTrace
+from ..trace import ForwardTrace, ReverseTrace, active_region
 from .draws import Draws
 from .policies import Policy
-from .record import Record
+from .record import Record, Result
 from .region import Region
 
 
@@ -28,7 +31,9 @@ class Part:
     def __init__(
         self, call: Callable[[Sequence[Any]], Any], name: str, determinism: str = "hash", generators: Sequence[Any] = ()
     ) -> None:
-        self.call, self.record, self.draws = call, Record(name, determinism), Draws(generators)
+        around = active_region.get()
+        self.call, self.draws = call, Draws(generators)
+        self.record = Record(name, determinism, None if around is None else around.record)
         self.varying: Sequence[bool] | None = None  # which inputs may have a derivative; None for all
 
     def first(
@@ -47,10 +52,20 @@ class Part:
     def again(self, inputs: Sequence[Any], captured: list[Any], given: dict[Any, Any] | None = None) -> list[Any]:
         """Its results that it computes, once more, seen from outside its region."""
         region = Region(self.record, replay=captured, given=given, late=True)
-        with self.draws.repeated(), region.running():
-            out = self.call(self._entering(inputs, region))
-        self.record.finish(region.step)
-        return results_of(out, region)
+        try:
+            with self.draws.repeated(), region.running(), blame(None):  # messages tell the function's own lines
+                out = self.call(self._entering(inputs, region))
+        except (GpuadError, MemoryError):
+            raise
+        except Exception as error:
+            raise RecomputeError(
+                f"{self.record.name}() raised {type(error).__name__} when it ran again, at"
+                f" {describe_site(raised_at(error))}, and not when it ran first: {error}\n"
+                "  likely something outside that the first run used up or changed, as an iterator or a list"
+            ) from error
+        results = [y for y in tree.leaves(out) if isinstance(y, Tensor) and y.trace is region]
+        self.record.finish(region.step, list(map(result_of, results)))
+        return [y.data for y in results]
 
     def _entering(self, inputs: Sequence[Any], region: Region) -> list[Tensor]:
         varying = self.varying or [True] * len(inputs)
@@ -60,9 +75,9 @@ class Part:
         ]
 
 
-def results_of(out: Any, region: Region) -> list[Any]:
-    """The leaves of `out` that `region` computes, as those outside it see them."""
-    return [y.data for y in tree.leaves(out) if isinstance(y, Tensor) and y.trace is region]
+def result_of(y: Tensor) -> Result:
+    """What a record keeps of a tensor that a function returns, and its region computes."""
+    return Result(y.link, y.shape, y.dtype)
 
 
 class Rerun(Op):
@@ -95,10 +110,11 @@ class Rerun(Op):
         finally:
             trace.open = False
         cotangents = g if len(self.outputs) > 1 else [g]
-        seeds = [(y.link, ct) for y, ct in zip(outputs, cotangents) if ct is not None and y.trace is trace]
-        del outputs
-        found = sweep(seeds)
-        return [found.get(x.link[0]) if t else None for x, t in zip(inputs, traced, strict=True)]
+        found = zip(outputs, cotangents[: len(self.outputs) - self.hidden], strict=True)
+        seeds = [(y.link, ct) for y, ct in found if ct is not None and y.trace is trace]
+        del outputs, found
+        leaves = sweep(seeds)
+        return [leaves.get(x.link[0]) if t else None for x, t in zip(inputs, traced, strict=True)]
 
     def push(self, tangents: list[Any], frame: list[Any]) -> Any:
         if all(t is None for t in tangents):
@@ -113,4 +129,4 @@ class Rerun(Op):
         return [*slopes, *[None] * self.hidden] if len(self.outputs) > 1 else slopes[0]
 
 
-__all__ = ["Part", "Rerun", "name_of", "results_of"]
+__all__ = ["Part", "Rerun", "name_of", "result_of"]
