@@ -12,7 +12,8 @@ from ..dtype import is_float
 from ..node import Entry, Leaf
 from ..tensor import Tensor
 from ..trace import ReverseTrace
-from .part import Part, name_of
+from .part import Part, name_of, result_of
+from .record import Step
 from .region import brought_in
 
 
@@ -105,10 +106,16 @@ class Stage:
             if trace is not None:
                 trace.open = False
         form, wrapped = taken_apart(out, lambda y: y.trace is region)
+        self.part.record.results = [result_of(y) for y in wrapped]
         results = [y.data for y in wrapped]
         self.floats = [is_float(y.dtype) for y in results]
         varying = [not region.is_constant(y) for y in wrapped]
         return form, results, varying, None if trace is None else Taped(entries, results, trace)
+
+    def step(self) -> Step:
+        """The first run, as a step of the record of a function that the chain runs in."""
+        record = self.part.record
+        return Step(record.name, record, record.steps[0].site if record.steps else None, (), {})
 
     def again(
         self, arrays: list[Array], captured: list[Array], ends: list[Leaf], taped: bool
@@ -119,7 +126,7 @@ class Stage:
         inputs = [_entering(a, entry, trace) for a, entry in zip(arrays, entries, strict=True)]
         stand_ins = [_entering(captured[k], ends[k], trace) for k in self.captured]
         try:
-            results = self.part.again(inputs, stand_ins, swept=taped)
+            results = self.part.again(inputs, stand_ins)
         finally:
             if trace is not None:
                 trace.open = False
