@@ -409,6 +409,7 @@ def test_json_is_exact_and_of_the_documented_form(tmp_path):
                 },
                 "params": 1024,
                 "flops": 24576,
+                "extra_forward": None,
                 "reconciliation": [
                     {"row": "logical", "bytes": 31744, "quality": "exact"},
                     {"row": "pool reserved", "bytes": 40960, "quality": "exact"},
