@@ -207,7 +207,7 @@ class Region(Trace):
         k = len(self.captured)
         self.captured.append(x.alias())
         if self.replay is None:
-            stand_in: Any = Tensor(x.array) if self.inside is None else self.inside(x)
+            stand_in: Any = Tensor(brought_in(x.array)) if self.inside is None else self.inside(x)
         elif k >= len(self.replay):
             raise CaptureError(
                 f"{self.record.name}() used {x.name or describe(x)} made at {describe_site(x.array.site)} when it ran"

@@ -1,0 +1,33 @@
+"""Checkpoints as programs use them: functions of every kind, odd arguments, what they leave behind."""
+
+import numpy as np
+
+import gpuad
+from gpuad import checkpoint
+
+
+def leaf(*shape, seed=0):
+    values = np.random.default_rng(seed).standard_normal(shape)
+    return gpuad.asarray(values.astype(np.float32)).requires_grad_()
+
+
+def mean_square(x):
+    return gpuad.mean(x * x)
+
+
+def through(fns, x):
+    for f in fns:
+        x = f(x)
+    return x
+
+
+def test_a_chain_of_checkpointed_functions_can_be_planned():
+    w, x = leaf(16, 16), leaf(32, 16, seed=1)
+    block = checkpoint(lambda x: gpuad.tanh(x @ w))
+    fns = [block, block, lambda x: block(x) + x, mean_square]
+    through(fns, x).backward()
+    expected = w.grad.numpy(), x.grad.numpy()
+    for run in (gpuad.memory.plan(fns, x, 1.0), lambda x: gpuad.checkpoint_sequential(fns, x)):
+        w.grad = x.grad = None
+        run(x).backward()
+        assert all((a == b.grad.numpy()).all() for a, b in zip(expected, (w, x)))
