@@ -31,3 +31,21 @@ def test_a_chain_of_checkpointed_functions_can_be_planned():
         w.grad = x.grad = None
         run(x).backward()
         assert all((a == b.grad.numpy()).all() for a, b in zip(expected, (w, x)))
+
+
+def test_dry_runs_of_a_plan_are_no_part_of_a_profile():
+    w, x = leaf(16, 16), leaf(32, 16, seed=1)
+    fns = [lambda x: gpuad.tanh(x @ w), mean_square]
+    plan = gpuad.memory.plan(fns, x, 1.0)
+
+    def step():
+        plan(x).backward()
+
+    def planning():
+        gpuad.memory.plan(fns, x, 1.0)
+        step()
+
+    step()
+    alone, both = gpuad.memory.profile(step), gpuad.memory.profile(planning)
+    assert alone.flops == both.flops > 0
+    assert alone.peak_bytes == both.peak_bytes

@@ -29,6 +29,7 @@ from ..fuse.plan import realize_all
 from ..nn.module import Parameter
 from ..node import Node, bottom
 from ..provenance import Site, describe
+from ..remat.region import from_outside
 from ..tensor import Tensor
 from ..tree import leaves
 from .flops import flops_of
@@ -103,7 +104,7 @@ class Ledger:
 
     def allocated(self, buffer: Buffer) -> None:
         """Write down new memory."""
-        if buffer.device is self.device:
+        if buffer.device is self.device and not _is_dry():
             with self.lock:
                 # what is computed again counts as that wherever the sweep comes to need it
                 self._open(buffer, "recompute" if doing.get()[2] == "recompute" else phase.get())
@@ -257,7 +258,8 @@ class Ledger:
 
     def ran(self, op: Any, arrays: list[Any], params: dict[str, Any]) -> None:
         """Count the arithmetic of a product or of attention."""
-        self.flops += flops_of(op, arrays, params)
+        if not _is_dry():
+            self.flops += flops_of(op, arrays, params)
 
     def mark(self, name: str) -> None:
         """Name this place in the order of events."""
@@ -275,6 +277,11 @@ class Ledger:
         if self.device.name == "cpu":
             device = f"cpu:{self.device.engine}"
         return Profile(name, device, self.blocks, self.live, self.seconds, self.marks, self.phases)
+
+
+def _is_dry() -> bool:
+    """Is this a dry run of a chain's functions, which is no part of what is profiled?"""
+    return from_outside.get() is not None
 
 
 @contextmanager
