@@ -1,9 +1,12 @@
 """Checkpoints as programs use them: functions of every kind, odd arguments, what they leave behind."""
 
 import numpy as np
+import pytest
 
 import gpuad
 from gpuad import checkpoint
+from gpuad.errors import DataError
+from gpuad.memory.sizes import parse_bytes
 
 
 def leaf(*shape, seed=0):
@@ -49,3 +52,9 @@ def test_dry_runs_of_a_plan_are_no_part_of_a_profile():
     alone, both = gpuad.memory.profile(step), gpuad.memory.profile(planning)
     assert alone.flops == both.flops > 0
     assert alone.peak_bytes == both.peak_bytes
+
+
+def test_numbers_of_bytes_may_be_numpys_and_have_a_unit_if_they_have_a_fraction():
+    assert parse_bytes(np.int64(512)) == 512 and type(parse_bytes(np.int64(512))) is int
+    with pytest.raises(DataError, match=r"'0\.5' is no number of bytes"):
+        parse_bytes("0.5")
