@@ -58,3 +58,9 @@ def test_numbers_of_bytes_may_be_numpys_and_have_a_unit_if_they_have_a_fraction(
     assert parse_bytes(np.int64(512)) == 512 and type(parse_bytes(np.int64(512))) is int
     with pytest.raises(DataError, match=r"'0\.5' is no number of bytes"):
         parse_bytes("0.5")
+
+
+@pytest.mark.parametrize("policy", [np.ones(3), "all", 1, []])
+def test_what_is_no_policy_is_refused_at_once(policy):
+    with pytest.raises(DataError, match="policy= is"):
+        checkpoint(mean_square, policy=policy)

@@ -48,9 +48,9 @@ def names(*kept: str) -> Policy:
 
 def policy_of(given: Any) -> Policy | None:
     """The policy that `given` stands for: None or "nothing", "matmuls", or a function of a Value."""
-    if given is None or given == "nothing":
+    if given is None or (isinstance(given, str) and given == "nothing"):
         return None
-    if given == "matmuls":
+    if isinstance(given, str) and given == "matmuls":
         return lambda value: value.op in MATMULS
     if callable(given):
         found: Policy = given
