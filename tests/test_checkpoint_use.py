@@ -5,6 +5,7 @@ import pytest
 
 import gpuad
 from gpuad import checkpoint
+from gpuad.cli import main
 from gpuad.errors import DataError
 from gpuad.memory.sizes import parse_bytes
 
@@ -64,3 +65,10 @@ def test_numbers_of_bytes_may_be_numpys_and_have_a_unit_if_they_have_a_fraction(
 def test_what_is_no_policy_is_refused_at_once(policy):
     with pytest.raises(DataError, match="policy= is"):
         checkpoint(mean_square, policy=policy)
+
+
+@pytest.mark.parametrize("command", ["profile", "estimate"])
+def test_a_budget_that_is_no_size_is_an_error_before_anything_runs(command, capsys):
+    assert main([command, "--budget", "24G"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "'24G' is no number of bytes" in err

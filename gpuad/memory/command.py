@@ -29,6 +29,8 @@ OF_MODELS = ("model", "batch", "length", "dtype", "optimizer")  # options that s
 def run(arguments: argparse.Namespace) -> int:
     """Measure or estimate, print, write; the exit code, 1 where something does not fit in --limit."""
     limit = None if arguments.limit is None else parse_bytes(arguments.limit)
+    if arguments.budget is not None:
+        parse_bytes(arguments.budget)  # or a wrong one is an error after dry runs only
     check_outputs([arguments.json, arguments.html, arguments.plot], arguments.plot)
     device = meta_like(arguments.like) if arguments.command == "estimate" else computing(arguments.device)
     notes: list[str] = []
