@@ -6,8 +6,11 @@ import pytest
 import gpuad
 from gpuad import checkpoint
 from gpuad.cli import main
+from gpuad.devices import device as find_device
 from gpuad.errors import DataError
 from gpuad.memory.sizes import parse_bytes
+from gpuad.training.made import planner
+from gpuad.training.settings import Settings
 
 
 def leaf(*shape, seed=0):
@@ -72,3 +75,10 @@ def test_a_budget_that_is_no_size_is_an_error_before_anything_runs(command, caps
     assert main([command, "--budget", "24G"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and "'24G' is no number of bytes" in err
+
+
+def test_a_job_that_fits_nowhere_names_its_recording():
+    found = planner(Settings(layers=2, width=16, heads=2, length=16, batch=2), find_device("cpu"))
+    assert found.binding[0] == "recorded step"
+    with pytest.raises(DataError, match="before the blocks run, and the rest is a recording of the step"):
+        found.plan("1kB")

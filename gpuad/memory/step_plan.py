@@ -34,6 +34,7 @@ from .profile import show
 from .sizes import parse_bytes
 
 KINDS = ("none", "sqrt", "auto", "every")  # of schedules that go by a name
+RECORDED = "recorded"  # the phase in which a recording of a step is there
 TRIES = 6  # dry runs for a budget, at most
 
 
@@ -207,7 +208,10 @@ class StepPlanner:
         """What the peak is where checkpoints save most, in a word or two, and as a sentence."""
         least, stages = self.least, self.stages
         gradients = sum(stage.gradient for stage in stages)
-        if self._known[least.schedule][1] == "step":
+        when = self._known[least.schedule][1]
+        if when == RECORDED:
+            return "recorded step", "the rest is a recording of the step, with a held-out loss beside it"
+        if when == "step":
             return "optimizer step", "the peak is in the optimizer step"
         after, needs = 0, []
         for stage in reversed(stages):
@@ -255,4 +259,4 @@ def _partials(device: Any) -> Iterator[list[Partials]]:
         device.partials = None
 
 
-__all__ = ["KINDS", "Peak", "Scheduled", "StepPlan", "StepPlanner"]
+__all__ = ["KINDS", "RECORDED", "Peak", "Scheduled", "StepPlan", "StepPlanner"]

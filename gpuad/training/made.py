@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from ..attribution import during
 from ..buffer import Buffer, observers
 from ..devices import Device
 from ..dtype import int64
 from ..memory.hollow import stand_in_for
 from ..memory.ledger import run_to_end
-from ..memory.step_plan import Scheduled, StepPlanner
+from ..memory.step_plan import RECORDED, Scheduled, StepPlanner
 from ..models import GPT, GPTConfig
 from ..optim import AdamW
 from ..random import Generator
@@ -84,11 +85,12 @@ def _rehearsal(settings: Settings, device: Any, chain: Scheduled) -> Callable[[]
             observers.remove(blocks)
         bound = sum(partials.nbytes for partials in device.partials[began:])  # each call that is repeated has its own
         kept = blocks.nbytes + blocks.nbytes // UNUSED + bound
-        recorded = device.allocate((kept,), np.dtype(np.uint8), "workspace")
-        model.eval()
-        with no_grad():
-            run_to_end(lambda: model.loss(batches[0]))
-        model.train()
+        with during(RECORDED):
+            recorded = device.allocate((kept,), np.dtype(np.uint8), "workspace")
+            model.eval()
+            with no_grad():
+                run_to_end(lambda: model.loss(batches[0]))
+            model.train()
         del recorded
 
     return rehearse
