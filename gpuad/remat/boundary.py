@@ -7,12 +7,13 @@ from typing import Any
 from ..array import Array
 from ..attribution import keep, ledgers
 from ..node import Node
+from ..op import Op
 
 
 class Boundary:
-    """Computed arrays, kept on the account of an op."""
+    """Computed arrays, kept on the account of `op`, which is not the chain: that holds this."""
 
-    def __init__(self, op: Any, arrays: list[Array]) -> None:
+    def __init__(self, op: Op, arrays: list[Array]) -> None:
         self.op = op
         self.away: list[Any] | None = None  # what is on the host, and arrays that cannot go there
         self._keep(arrays)

@@ -16,12 +16,13 @@ from ..array import Array
 from ..attribution import during
 from ..fuse.plan import realize_all
 from ..node import Leaf
+from ..op import Op
 from ..provenance import Site
 from ..tape import sweep
 from ..tensor import Tensor
 from ..trace import horizon, is_recording
 from .boundary import Boundary
-from .part import Rerun, name_of
+from .part import Rerun, name_of, varies
 from .schedule import Advance, Schedule, Tape, work
 from .stage import Captured, Form, Stage, Taped, taken_apart
 
@@ -43,7 +44,8 @@ def run(
     form = chain.first(x, schedule)
     if not form.places:
         return form.filled(())
-    results = chain(*tensors, *chain.captured.tensors)
+    captured, chain.captured.tensors = chain.captured.tensors, []  # the tape holds them
+    results = chain(*tensors, *captured)
     return form.filled(results if isinstance(results, tuple) else (results,))
 
 
@@ -64,6 +66,7 @@ class Chain(Rerun):
 
     def __init__(self, fns: Sequence[Callable[[Any], Any]], determinism: str, generators: Sequence[Any]) -> None:
         self.name = f"checkpoint({name_of(fns[0])} .. {name_of(fns[-1])})"
+        self.account = Op(self.name, ())  # what boundaries are kept for
         self.fns, self.determinism, self.generators = fns, determinism, generators
         self.captured = Captured()
         self.stages: list[Stage] = []
@@ -75,16 +78,17 @@ class Chain(Rerun):
     def first(self, x: Any, schedule: Schedule) -> Form:
         """Run `schedule` on `x`, once: the form of what the last function returns."""
         form, tensors = taken_apart(x, lambda leaf: True)
-        varying = [t.trace is not None or t.link is not None for t in tensors]
+        varying = [varies(t) for t in tensors]
         arrays = [t.array for t in tensors]
         realize_all(arrays)
         self.schedule, self.arguments, self.left = schedule, len(arrays), Progress({}, {})
         for item in schedule:
             if isinstance(item, Advance):
-                self.left.boundaries[item.first] = Boundary(self, arrays)
+                self.left.boundaries[item.first] = Boundary(self.account, arrays)
             for s in range(item.first, item.last + 1):
                 stage = Stage(self.fns[s], form, varying, self.determinism, self.generators)
-                form, tensors, varying, taped = stage.first(arrays, self.captured, isinstance(item, Tape))
+                form, tensors, taped = stage.first(arrays, self.captured, isinstance(item, Tape))
+                varying = stage.differentiable
                 arrays = [t.array for t in tensors]
                 realize_all(arrays)
                 self.stages.append(stage)
@@ -93,7 +97,7 @@ class Chain(Rerun):
             if isinstance(item, Advance) and item.offload:
                 self.left.boundaries[item.first].offload()
         self.results = tuple(arrays)
-        self._returns(self.stages[-1].floats)
+        self._returns(self.stages[-1].differentiable)
         return form
 
     def evaluate(self, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Any:
@@ -177,7 +181,7 @@ class Backward:
     def _run_again(self, item: Tape | Advance) -> None:
         boundaries, taped = self.left.boundaries, isinstance(item, Tape)
         if not taped and item.first not in boundaries:
-            boundaries[item.first] = Boundary(self.chain, self.values)
+            boundaries[item.first] = Boundary(self.chain.account, self.values)
         for s in range(item.first, item.last + 1):
             with during("recompute"):
                 results, tape = self.chain.stages[s].again(
@@ -214,7 +218,7 @@ class Segment(Rerun):
         self.stages, self.arguments = stages, arguments
         self.name = f"checkpoint({stages[0].part.record.name} .. {stages[-1].part.record.name})"
         self.captured = sorted({k for stage in stages for k in stage.captured})
-        self._returns(stages[-1].floats)
+        self._returns(stages[-1].differentiable)
 
     def again(self, inputs: Sequence[Any], frame: list[Any], *, swept: bool) -> list[Any]:
         """The results, computed again from `inputs`: what the first stage is given, then the captured tensors."""
