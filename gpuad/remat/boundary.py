@@ -42,11 +42,12 @@ class Boundary:
             if type(gone) is not Array:
                 gone.prefetch()
 
-    def fetch(self) -> None:
-        """Have them on the device again."""
+    def fetched(self) -> list[Array]:
+        """They, on the device again."""
         if self.away is not None:
             away, self.away = self.away, None
             self._keep([gone if type(gone) is Array else gone.fetch() for gone in away])
+        return self.arrays
 
 
 def _can_go(array: Array) -> bool:

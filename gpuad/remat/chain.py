@@ -173,9 +173,7 @@ class Backward:
                     self.cotangents = [None] * self.chain.arguments
                     return
             else:
-                boundary = self.left.boundaries[item.first]
-                boundary.fetch()
-                self.values = boundary.arrays
+                self.values = self.left.boundaries[item.first].fetched()
                 self.pending += work(item.inner)
 
     def _run_again(self, item: Tape | Advance) -> None:
