@@ -33,7 +33,8 @@ Functions = Sequence[Callable[[Any], Any]]
 class Measured:
     """The functions of a chain as a planner sees them, and the bytes that are there from beginning to end.
 
-    These are the chain's input, its result and the cotangent of that, which whoever calls the chain may hold.
+    These are the chain's input, its result and the cotangent of that, which whoever calls the chain may hold, and
+    what identifies the values of the first run.
     """
 
     stages: list[schedules.Stage]
@@ -48,6 +49,7 @@ class _Ran:
     arrays: list[Array]
     results: list[Array]
     output: int  # bytes
+    besides: int  # that stay besides: digests of values, and what the function keeps itself
     forward: int
     work: int
 
@@ -73,7 +75,7 @@ def measure(fns: Functions, x: Any, determinism: str, generators: Sequence[Any])
         leaves: dict[Leaf, Tensor] = {}
         stages = [_backward(count, item, captured, leaves) for item in reversed(ran)][::-1]
     last = stages[-1]
-    first = sum(t.array.nbytes for t in tensors) + last.output + last.cotangent
+    first = sum(t.array.nbytes for t in tensors) + last.output + last.cotangent + sum(item.besides for item in ran)
     stages[-1] = replace(last, output=0, cotangent=0, taped=last.taped - last.output)
     return Measured(stages, first)
 
@@ -85,7 +87,10 @@ def _forward(count: Counting, stage: Stage, arrays: list[Array], captured: Captu
     results = [t.array for t in tensors]
     realize_all(results)
     del tensors
-    return form, _Ran(stage, arrays, results, count.live - live, count.peak - live, count.work - work)
+    buffers = {id(y.buffer): y.buffer for y in results}
+    output = sum(buffer.nbytes for key, buffer in buffers.items() if buffer is not None and key in count.new)
+    besides = count.live - live - output
+    return form, _Ran(stage, arrays, results, output, besides, count.peak - live, count.work - work)
 
 
 def _backward(count: Counting, ran: _Ran, captured: Captured, leaves: dict[Leaf, Tensor]) -> schedules.Stage:
