@@ -4,14 +4,17 @@ import functools
 import gc
 import importlib
 import random
+import sys
 import time
 import warnings
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import gpuad
+from gpuad import nn
 from gpuad.buffer import observers
 from gpuad.devices import device as find_device
 from gpuad.errors import DataError
@@ -287,6 +290,29 @@ def test_a_dry_run_that_fails_leaves_random_numbers_where_they_were():
     assert (gpuad.random.default().state, np.random.get_state(legacy=False)["state"]["pos"]) == before
 
 
+def test_a_dry_run_leaves_the_generator_of_cupy_alone(monkeypatch):
+    class State:
+        def __init__(self, seed=None):
+            self.drawn = 0
+
+        def randint(self, low, high):
+            self.drawn += 1
+            return low
+
+    states = [State()]
+    numbers = SimpleNamespace(
+        RandomState=State, get_random_state=lambda: states[-1], set_random_state=lambda state: states.append(state)
+    )
+    cupy = SimpleNamespace(random=numbers, cuda=SimpleNamespace(is_available=lambda: True))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+
+    def draws(x):
+        return x * float(1 + numbers.get_random_state().randint(0, 5))
+
+    measure([draws, draws], gpuad.asarray(np.ones(3)).requires_grad_(), "hash", ())
+    assert states[-1] is states[0] and states[0].drawn == 0
+
+
 # --- segments ---------------------------------------------------------------------------------
 
 
@@ -509,6 +535,20 @@ def test_inputs_wait_on_the_host_where_transfers_are_cheap(place, monkeypatch):
         assert all(np.array_equal(a, t.grad.numpy()) for a, t in zip(found, (x, *weights)))
         y.backward()
         assert all(np.array_equal(a + a, t.grad.numpy()) for a, t in zip(found, (x, *weights)))
+
+
+def test_parameters_do_not_go_to_the_host(place, monkeypatch):
+    w, x = nn.Parameter(gpuad.zeros((8, 8), device=place)), gpuad.zeros((4, 8), device=place)
+    fns = [
+        lambda x: {"h": x @ w, "rows": gpuad.reshape(w, (64,))},
+        lambda d: {**d, "h": d["h"] @ gpuad.reshape(d["rows"], (8, 8))},
+        lambda d: gpuad.sum(d["h"]),
+    ]
+    moved, offload = [], place.offload
+    monkeypatch.setattr(place, "offload", lambda array: moved.append(array.shape) or offload(array))
+    schedule = (Advance(0, 0, (Tape(0),)), Advance(1, 1, (Tape(1),), offload=True), Tape(2))
+    run(fns, x, schedule).backward()
+    assert moved == [(4, 8)]
 
 
 def test_budgets_hold_on_a_device_that_offloads(place, monkeypatch):

@@ -54,7 +54,8 @@ class Counting:
             return array
         if id(array) not in self.brought:
             self.bringing = True
-            self.brought[id(array)] = array, self.device.allocate(array.shape, array.dtype)
+            category = "temporary" if array.buffer is None else array.buffer.category
+            self.brought[id(array)] = array, self.device.allocate(array.shape, array.dtype, category)
             self.bringing = False
         return self.brought[id(array)][1]
 

@@ -51,9 +51,12 @@ class Boundary:
 
 
 def _can_go(array: Array) -> bool:
-    """Is it all of its memory, in one piece?"""
+    """Is it all of its memory, in one piece, and not of a parameter or an input, which others hold as well?"""
     buffer = array.buffer
-    return buffer is not None and array.nbytes == buffer.nbytes and bool(array.data.flags.c_contiguous)
+    assert buffer is not None
+    if buffer.category in ("parameter", "input"):
+        return False
+    return array.nbytes == buffer.nbytes and bool(array.data.flags.c_contiguous)
 
 
 __all__ = ["Boundary"]
