@@ -294,9 +294,8 @@ def by(schedule):
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_backward_gives_the_same_bits(engine, chain, dtype):
-    make, ws = CHAINS[chain], matrices(dtype)
+def test_backward_gives_the_same_bits(engine, chain):
+    make, ws = CHAINS[chain], matrices("float64" if engine == "numpy" else "float32")
     for options in ({"of_input": True, "retain_graph": True}, {"of_input": False}):
         expected = by_backward(make, ws, plain, **options)
         for schedule in SCHEDULES.values():

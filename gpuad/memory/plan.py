@@ -20,7 +20,7 @@ from weakref import ref
 from ..array import describe
 from ..errors import DataError
 from ..remat import schedule as schedules
-from ..remat.chain import run
+from ..remat.chain import is_watched, run
 from ..remat.part import name_of, varies
 from ..remat.record import DETERMINISM
 from ..remat.schedule import Cost, Schedule, Tape, none, runs, simulate
@@ -51,7 +51,8 @@ class Plan:
 
     `peak` is the most bytes that it takes, forward and backward: input, what is kept, computed again, cotangents,
     gradients of what the functions capture, and the result, but nothing else that exists before.  `extra` is the work
-    of computing again, in forward passes.  Both are predicted.
+    of computing again, in forward passes.  Both are predicted, for a derivative that no other transformation looks on:
+    a second derivative takes more, and so does grad() with respect to `x` alone while parameters require grad.
     """
 
     def __init__(
@@ -308,6 +309,8 @@ def checkpoint_sequential(
     options: dict[str, Any] = {"determinism": determinism, "generators": generators}
     if segments in WHOLE:
         return run(fns, x, WHOLE[segments](n), **options)
+    if not is_watched(x):
+        return run(fns, x, none(n), **options)
     tensors = _tensors(x)
     key = (
         segments,

@@ -25,15 +25,9 @@ class Boundary:
             if ledgers:
                 keep(array, self.node, self.op.name)
 
-    @property
-    def arrays(self) -> list[Array]:
-        """They, on the device."""
-        assert self.node.saved is not None, "they are on the host"
-        return self.node.saved
-
     def offload(self) -> None:
         """Let them wait in memory of the host."""
-        self.away = [a.device.offload(a) if _can_go(a) else a for a in self.arrays]
+        self.away = [a.device.offload(a) if _can_go(a) else a for a in self.fetched()]
         self.node.release()
 
     def prefetch(self) -> None:
@@ -47,7 +41,9 @@ class Boundary:
         if self.away is not None:
             away, self.away = self.away, None
             self._keep([gone if type(gone) is Array else gone.fetch() for gone in away])
-        return self.arrays
+        found = self.node.saved
+        assert found is not None
+        return found
 
 
 def _can_go(array: Array) -> bool:

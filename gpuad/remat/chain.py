@@ -35,11 +35,11 @@ def run(
     generators: Sequence[Any] = (),
 ) -> Any:
     """What the last of `fns` returns; `x`, a tree, is given to the first.  `schedule` is of just these functions."""
-    tensors = [leaf for leaf in tree.leaves(x) if isinstance(leaf, Tensor)]
-    if not is_recording() and not any(t.trace is not None and t.trace.id > horizon.get() for t in tensors):
+    if not is_watched(x):
         for f in fns:
             x = f(x)
         return x
+    tensors = [leaf for leaf in tree.leaves(x) if isinstance(leaf, Tensor)]
     chain = Chain(fns, determinism, generators)
     form = chain.first(x, schedule)
     if not form.places:
@@ -47,6 +47,12 @@ def run(
     captured, chain.captured.tensors = chain.captured.tensors, []  # the tape holds them
     results = chain(*tensors, *captured)
     return form.filled(results if isinstance(results, tuple) else (results,))
+
+
+def is_watched(x: Any) -> bool:
+    """May a derivative be taken of what is computed of `x`: outside no_grad(), or by a newer transformation?"""
+    traces = [leaf.trace for leaf in tree.leaves(x) if isinstance(leaf, Tensor)]
+    return is_recording() or any(trace is not None and trace.id > horizon.get() for trace in traces)
 
 
 class Progress:
@@ -240,4 +246,4 @@ def _are_plain(tensors: Sequence[Any]) -> bool:
     return all(t is None or (t.trace is None and t.link is None) for t in tensors)
 
 
-__all__ = ["run"]
+__all__ = ["is_watched", "run"]
