@@ -93,7 +93,7 @@ class Array:
         self.wanted = False  # is it to be stored wherever it is computed?
         self.data: Any = None
         self.buffer: Buffer | None = None
-        self.on_write: Callable[[Array], None] | None = None  # called once, when the value is computed
+        self.on_write: Callable[[Array], None] | None = None  # called once, by written()
         for x in inputs:
             if type(x) is Array:
                 x.readers += 1
@@ -114,6 +114,9 @@ class Array:
         for x in inputs:
             if type(x) is Array:
                 x.readers -= 1
+
+    def written(self) -> None:
+        """Tell who wants to know that this array is computed; they may raise."""
         if self.on_write is not None:
             report, self.on_write = self.on_write, None
             report(self)

@@ -95,20 +95,23 @@ class Buffer:
 
 
 class LiveBytes:
-    """An observer that counts the bytes alive, and the most there were."""
+    """An observer that counts the bytes alive, of one device or of all, and the most there were."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: Device | None = None) -> None:
+        self.device = device
         self.live = self.peak = 0
 
     def allocated(self, buffer: Buffer) -> None:
         """Count `buffer` in."""
-        self.live += buffer.nbytes
-        if self.live > self.peak:
-            self.peak = self.live
+        if self.device is None or buffer.device is self.device:
+            self.live += buffer.nbytes
+            if self.live > self.peak:
+                self.peak = self.live
 
     def freed(self, buffer: Buffer) -> None:
         """Count `buffer` out."""
-        self.live -= buffer.nbytes
+        if self.device is None or buffer.device is self.device:
+            self.live -= buffer.nbytes
 
 
 _WORDS = 8192  # of one step: they stay in the cache

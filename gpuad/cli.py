@@ -1,4 +1,4 @@
-"""The command line: `gpuad train`, `gpuad profile`, `gpuad estimate`, `gpuad info`."""
+"""The command line: `gpuad train`, `gpuad profile`, `gpuad estimate`, `gpuad plan`, `gpuad info`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from . import __version__
 from .errors import DataError, GpuadError
 from .training.settings import Settings, flag
 
+KINDS = "like cpu:numpy, cpu:compiled or cuda:sm_NN"
 OFFERED = [f for f in dataclasses.fields(Settings) if f.metadata]
 
 
@@ -27,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .memory import command
 
             return command.run(arguments)
+        if arguments.command == "plan":
+            from .memory import plan_command
+
+            return plan_command.run(arguments)
         from .info import info
 
         print(info())
@@ -48,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("gpuad", description="Automatic differentiation for CuPy and NumPy.")
     parser.add_argument("--version", action="version", version=f"gpuad {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="train | profile | estimate | info")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="train | profile | estimate | plan | info")
     train = commands.add_parser(
         "train",
         usage="gpuad train [OPTION ...]",
@@ -70,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
     train.add_argument("--sample", type=int, metavar="N", default=400, help="bytes it writes at the end (default 400)")
     for name, dry, text in (
-        ("profile", False, "measure the memory of inference, training, and training with checkpointed blocks"),
+        ("profile", False, "measure the memory of inference, training, and training with checkpoints"),
         ("estimate", True, "the same without a device: from shapes alone"),
     ):
         parts = commands.add_parser(
@@ -81,6 +86,22 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=26),
         )
         _add_memory_options(parts, dry=dry)
+    plan = commands.add_parser(
+        "plan",
+        usage="gpuad plan [OPTION ...]",
+        help="plan checkpoints of a training step for a budget of memory",
+        description="Plan checkpoints of a training step: what the usual schedules take, and those of least work for "
+        "budgets, by dry runs; and measure them where there is room. The exit code is 1 where nothing fits a budget.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=26),
+    )
+    _add_model_options(plan)
+    plan.add_argument(
+        "--budget", nargs="+", action="extend", metavar="SIZE", help="the most that a step may take: 24GiB, say"
+    )
+    plan.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:<index>: measure there")
+    plan.add_argument("--like", metavar="KIND", help=f"predict only, {KINDS}")
+    plan.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
+    plan.add_argument("--plot", type=Path, metavar="FILE", help="write a picture of memory and time, .png or .svg")
     commands.add_parser(
         "info", help="show versions, devices and engines", description="Show versions, devices, engines."
     )
@@ -90,20 +111,27 @@ def _parser() -> argparse.ArgumentParser:
 def _add_memory_options(parser: argparse.ArgumentParser, *, dry: bool) -> None:
     """The options of `gpuad estimate` where it is `dry`, else of `gpuad profile`."""
     parser.add_argument("function", nargs="?", metavar="FILE.py:FUNCTION", help="a function of yours, called as it is")
-    parser.add_argument("--model", metavar="NAME", help="gpt, gpt2 or llama-7b (default gpt)")
-    parser.add_argument("--batch", type=int, metavar="N", help="rows of tokens in a step")
-    parser.add_argument("--length", type=int, metavar="N", help="tokens in a row")
-    parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or mixed (default float32)")
-    parser.add_argument("--optimizer", metavar="NAME", help="sgd, adam or adamw (default adamw)")
+    _add_model_options(parser)
+    parser.add_argument("--budget", metavar="SIZE", help="compare with checkpoints planned for it: 24GiB, say")
     parser.add_argument("--limit", metavar="SIZE", help="say whether it fits: 24GiB, say")
     if dry:
-        kinds = "where it would run: cpu:numpy, cpu:compiled or cuda:sm_NN (default cuda:sm_90)"
-        parser.add_argument("--like", default="cuda:sm_90", metavar="KIND", help=kinds)
+        parser.add_argument(
+            "--like", default="cuda:sm_90", metavar="KIND", help=f"where it would run, {KINDS} (default cuda:sm_90)"
+        )
     else:
         parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:<index>")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page to look at in a browser")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture, .png or .svg")
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say what to train."""
+    parser.add_argument("--model", metavar="NAME", help="gpt, gpt2 or llama-7b (default gpt)")
+    parser.add_argument("--batch", type=int, metavar="N", help="rows of tokens in a step")
+    parser.add_argument("--length", type=int, metavar="N", help="tokens in a row")
+    parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or mixed (default float32)")
+    parser.add_argument("--optimizer", metavar="NAME", help="sgd, adam or adamw (default adamw)")
 
 
 def _train(arguments: argparse.Namespace) -> int:

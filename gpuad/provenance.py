@@ -48,6 +48,16 @@ def here(depth: int = 1) -> Site | None:
         frame = frame.f_back
 
 
+def raised_at(error: BaseException) -> Site | None:
+    """The site of the user's innermost call that `error` came through."""
+    found, step = None, error.__traceback__
+    while step is not None:
+        if not is_inside(step.tb_frame.f_code.co_filename):
+            found = step.tb_frame.f_code, step.tb_lasti
+        step = step.tb_next
+    return found
+
+
 @contextmanager
 def blame(site: Site | None) -> Iterator[None]:
     """Attribute what runs inside to `site`."""

@@ -27,7 +27,9 @@ def gpuad_process(*arguments, **options):
 # --- what it prints ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["info", "--help"], ["info"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["plan", "--help"], ["info", "--help"], ["info"]]
+)
 def test_what_is_printed_fits_a_terminal(arguments, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     try:

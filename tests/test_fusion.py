@@ -304,3 +304,20 @@ def test_a_transformer_block_is_six_kernels_each_way_beside_its_products(engine,
         ]
     finally:
         gpuad.buffer.observers.remove(live)
+
+
+def test_all_results_of_a_kernel_are_computed_before_anyone_is_told():
+    """Who is told may refuse a value, and what the others were computed of may be written over by then."""
+
+    def refuse(array):
+        raise ValueError("told")
+
+    a, told = values(3), []
+    b = a * 2
+    c = b + 1
+    b.array.on_write, c.array.on_write = refuse, told.append
+    with pytest.raises(ValueError, match="told"):
+        plan.realize_all([b.array, c.array])
+    assert np.array_equal(c.numpy(), a.numpy() * 2 + 1)
+    with pytest.raises(gpuad.GpuadError, match="a check refused it"):
+        b.numpy()

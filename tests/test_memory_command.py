@@ -61,7 +61,9 @@ def test_profile_compares_training_with_inference(capsys, tmp_path):
     found = json.loads(out.read_text())
     assert found["version"] == 1 and found["device"].startswith("cpu:")
     assert [run["name"] for run in found["runs"]] == list(RUNS)
-    inference, training, checkpointed = found["runs"]
+    inference, training, checkpointed, auto = found["runs"]
+    assert [run["extra_forward"] for run in (inference, training)] == [None, 0.0]
+    assert 0 <= auto["extra_forward"] <= checkpointed["extra_forward"] < 1
     assert inference["peak_bytes"] < training["peak_bytes"] and checkpointed["by_category"].keys() >= {"parameter"}
     for run in found["runs"]:
         assert sum(run["by_category"].values()) == run["peak_bytes"]

@@ -388,6 +388,7 @@ def test_json_is_exact_and_of_the_documented_form(tmp_path):
     assert json.loads(text) == {
         "version": 1,
         "device": "cpu:compiled",
+        "notes": [],
         "runs": [
             {
                 "name": "inference",
@@ -396,6 +397,7 @@ def test_json_is_exact_and_of_the_documented_form(tmp_path):
                 "by_category": {"parameter": 4096, "input": 1024, "temporary": 5120},
                 "params": 0,
                 "flops": 0,
+                "extra_forward": None,
                 "reconciliation": [],
             },
             {
@@ -407,6 +409,7 @@ def test_json_is_exact_and_of_the_documented_form(tmp_path):
                 },
                 "params": 1024,
                 "flops": 24576,
+                "extra_forward": None,
                 "reconciliation": [
                     {"row": "logical", "bytes": 31744, "quality": "exact"},
                     {"row": "pool reserved", "bytes": 40960, "quality": "exact"},

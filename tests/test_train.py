@@ -203,10 +203,29 @@ def test_another_seed_gives_other_losses(whole, text, tmp_path):
     assert metrics(tmp_path / "run")[0]["loss"] != metrics(whole("plain"))[0]["loss"]
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-def test_checkpointing_changes_no_bit_of_the_losses(name, whole, text, tmp_path):
-    assert main(command(text, tmp_path / "run", "--checkpointing", *OPTIONS[name])) == 0
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [("plain", "auto"), ("plain", "sqrt"), ("plain", "every"), ("plain", "1GiB"), ("dropout", "every")],
+)
+def test_checkpointing_changes_no_bit_of_the_losses(name, how, whole, text, tmp_path, capsys):
+    assert main(command(text, tmp_path / "run", "--checkpointing", how, *OPTIONS[name])) == 0
     assert losses(tmp_path / "run") == losses(whole(name))
+    assert f"checkpointing {how}: " in capsys.readouterr().out
+
+
+def test_a_run_of_version_1_is_resumed_with_the_checkpoints_it_had(whole, tmp_path):
+    folder = shutil.copytree(whole("plain"), tmp_path / "run")
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    for had, has in ((False, "none"), (True, "every")):
+        config["version"], config["settings"]["checkpointing"] = 1, had
+        path.write_text(json.dumps(config))
+        with Run.open(folder) as run:
+            assert Settings.of(run.config["settings"]).checkpointing == has
+    config["settings"]["checkpointing"] = "often"
+    path.write_text(json.dumps(config))
+    with pytest.raises(DataError, match="of this version of gpuad"):
+        Run.open(folder)
 
 
 def wait_for_lines(process, path, count):
@@ -370,6 +389,9 @@ def test_a_full_disk_is_one_message_and_keeps_the_last_state(text, tmp_path, cap
         (["--dropout", "1"], "--dropout must be"),
         (["--learning-rate", "nan"], "--learning-rate must be a positive number"),
         (["--seed", "-1"], "--seed must be"),
+        (["--checkpointing", "often"], "--checkpointing is one of none, auto, sqrt, every, or a number of bytes"),
+        (["--checkpointing", "24G"], "such as 24GiB, got '24G'"),
+        (["--checkpointing", "1MB"], "no schedule of checkpoints fits this step in 977 KiB"),
         (["--sample", "-1"], "--sample must be"),
         (["--length", "100000"], "too little text"),
     ],
@@ -441,7 +463,7 @@ def test_resuming_what_is_no_run_is_refused(tmp_path, capsys):
         (["--width", "32"], "--width 32 does not match the run"),
         (["--steps", "90"], f"which has {STEPS}"),
         (["--dropout", "0.5"], "--dropout 0.5 does not match"),
-        (["--checkpointing"], "--checkpointing True does not match"),
+        (["--checkpointing", "every"], "--checkpointing every does not match"),
         (["--data", "elsewhere"], "elsewhere does not match"),
     ],
 )

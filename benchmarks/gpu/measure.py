@@ -21,7 +21,7 @@ from .cases import Case, GPTSizes, gpt_shapes
 from .operations import OPERATIONS, check_gradients, check_value, difference
 
 LIMITS = {"float32": 1e-5, "bfloat16": 2e-2}  # of the relative difference from float64
-LOSS_LIMIT = 1e-2  # of a GPT's loss, which some libraries round to bfloat16
+LOSS_LIMIT = 2e-2  # of a GPT's loss, which some libraries round to bfloat16
 SLOPE_LIMITS = {"float32": 1e-3, "bfloat16": 3e-2}  # of a GPT's gradient from its slope
 ROUNDS, FEWEST = 30, 5
 SECONDS = 1.5  # that rounds, beyond the fewest, may take

@@ -202,13 +202,14 @@ class Device(ABC):
         """
         raise DeviceError(f"{self.name} cannot move arrays to memory of the host\n  keep them, or use a GPU")
 
-    def digest(self, array: Array) -> Any:
+    def digest(self, array: Array, axes: tuple[int, ...] | None = None) -> Any:
         """64 bits that depend on every byte of a computed `array` and on its place, for `check_digests`.
 
+        Elements are taken in the order of these axes, the first outermost: those of the memory make it fast.
         What holds them is the device's own matter.  No recording notes it.
         """
         with suspended():
-            return self._digest(array.data)
+            return self._digest(array.data if axes is None else array.data.transpose(axes))
 
     def check_digests(self, first: Any, second: Any, refuse: Callable[[int], Exception]) -> None:
         """See that two digests are the same; if not RECOMPUTE is set in the error word.

@@ -7,7 +7,7 @@ the CPU; their contents must never be read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -32,11 +32,27 @@ def hollow(shape: Shape, dtype: DType) -> np.ndarray[Any, Any]:
     return as_strided(np.empty(1, dtype), shape, tuple(reversed(strides)))
 
 
-_known: dict[tuple[str, Any], list[tuple[int, DType]]] = {}  # cache: partial results of kernels, by structure
+class Partials(NamedTuple):
+    """The memory that a device takes for the partial results of a run of a kernel: elements of dtypes.
+
+    What is `kept` is taken once for all runs, and is no part of them.
+    """
+
+    kernel: Any  # its structure
+    sizes: list[tuple[int, DType]]
+    kept: bool
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes."""
+        return sum(n * dtype.itemsize for n, dtype in self.sizes)
 
 
-def _partials(like: str, kernel: Kernel) -> list[tuple[int, DType]]:
-    """How many elements of which dtype a device takes for the partial results of each run of a kernel."""
+_known: dict[tuple[str, Any], Partials] = {}  # cache: by structure
+
+
+def _partials(like: str, kernel: Kernel) -> Partials:
+    """What a device that is `like` that takes for a kernel."""
     key = like, structure(kernel)
     if key not in _known:
         from ..fuse import compiled, engines
@@ -45,7 +61,7 @@ def _partials(like: str, kernel: Kernel) -> list[tuple[int, DType]]:
         sizes: list[tuple[int, DType]] = []
         if like.startswith("cuda") or (like == "cpu:compiled" and engines.compiles(kernel)):
             sizes = emit(kernel).partial_sizes(kernel)
-        _known[key] = [] if like == "cpu:compiled" and compiled.keeps(sizes) else sizes
+        _known[key] = Partials(key, sizes, like == "cpu:compiled" and compiled.keeps(sizes))
     return _known[key]
 
 
@@ -74,6 +90,7 @@ class Meta(Device):
         self.like = like
         self.offloads = like.startswith("cuda")
         self.away = Offloads(self, Copies())
+        self.partials: list[Partials] | None = None  # of each kernel that runs, while somebody wants to know
         self.name = "meta"
 
     @property
@@ -110,9 +127,12 @@ class Meta(Device):
         """Take the memory for partial results that the device it stands for takes, and give it back."""
         if not any(node.op is not None and node.op.fusion == TOTAL for node in kernel.nodes):
             return
-        sizes = _partials(self.like, kernel)
-        held = [self.allocate((n,), dtype, "workspace") for n, dtype in sizes]
-        del held
+        found = _partials(self.like, kernel)
+        if self.partials is not None:
+            self.partials.append(found)
+        if not found.kept:
+            held = [self.allocate((n,), dtype, "workspace") for n, dtype in found.sizes]
+            del held
 
     def call(self, op: Any, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Any:
         """Results of the shapes and dtypes that the op's rule gives."""

@@ -175,6 +175,7 @@ def _run_anchor(array: Array, wanted: set[int]) -> None:
     array.compute(out.data, out.buffer)
     if ledgers:
         computed(array)
+    _tell([array])
 
 
 def _run(roots: Sequence[Array], nodes: list[Array], space: Shape, wanted: set[int]) -> None:
@@ -204,7 +205,7 @@ def _run(roots: Sequence[Array], nodes: list[Array], space: Shape, wanted: set[i
     except BaseException:  # Ctrl-C among them: what was to be written over may be half written
         for x in made:
             if any(x is leaf for leaf in leaves):
-                x.op, x.data, x.inputs = _LOST, None, ()
+                _lose(x)
         raise
     recorder = active.get()
     for y, m in zip(outputs, made, strict=True):
@@ -214,16 +215,33 @@ def _run(roots: Sequence[Array], nodes: list[Array], space: Shape, wanted: set[i
         y.compute(m.data, m.buffer)
         if ledgers:
             computed(y)
+    _tell(outputs)  # last: it may raise, and by now what they were computed of may be written over
+
+
+def _tell(outputs: Iterable[Array]) -> None:
+    """Tell who wants to know that `outputs` are computed.  One that is refused is lost, or the next to ask had it."""
+    for y in outputs:
+        try:
+            y.written()
+        except BaseException:
+            _lose(y)
+            raise
+
+
+def _lose(array: Array) -> None:
+    array.op, array.data, array.inputs = _LOST, None, ()
 
 
 class _Lost:
-    """What stands for the operation of an array whose memory an interrupted kernel was writing over."""
+    """What stands for the operation of an array that an interrupted kernel was writing over, or that was refused."""
 
     name, fusion, into = "lost", ANCHOR, None
 
     def forward(self, *_: object, **__: object) -> object:
         """Never: a GpuadError."""
-        raise GpuadError("this value was lost when the kernel that used it was interrupted; compute it again")
+        raise GpuadError(
+            "this value was lost when the kernel that used it was interrupted, or a check refused it; compute it again"
+        )
 
     infer = forward
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
+import textwrap
 import traceback
 import tracemalloc
 from collections.abc import Iterator
@@ -18,8 +19,8 @@ from ..errors import DataError, DeviceError, GpuadError
 from .dryrun import meta_like
 from .profile import Profile
 from .reconcile import reconciled
-from .report import Report
-from .setups import RUNS, Setup, measured
+from .report import WIDTH, Report
+from .setups import RUNS, Plans, Setup, measured
 from .sizes import parse_bytes
 
 OF_MODELS = ("model", "batch", "length", "dtype", "optimizer")  # options that say what to train
@@ -28,16 +29,16 @@ OF_MODELS = ("model", "batch", "length", "dtype", "optimizer")  # options that s
 def run(arguments: argparse.Namespace) -> int:
     """Measure or estimate, print, write; the exit code, 1 where something does not fit in --limit."""
     limit = None if arguments.limit is None else parse_bytes(arguments.limit)
-    _check_outputs([arguments.json, arguments.html, arguments.plot], arguments.plot)
-    device = meta_like(arguments.like) if arguments.command == "estimate" else _computing(arguments.device)
-    given = {name: value for name in OF_MODELS if (value := getattr(arguments, name)) is not None}
+    check_outputs([arguments.json, arguments.html, arguments.plot], arguments.plot)
+    device = meta_like(arguments.like) if arguments.command == "estimate" else computing(arguments.device)
+    notes: list[str] = []
     if arguments.function is None:
-        profiles = _of_model(Setup(**given), device)
-    elif given:
+        profiles = _of_model(setup_of(arguments), device, arguments.budget, notes)
+    elif given := [*_given(arguments), *(["budget"] if arguments.budget else [])]:
         raise DataError(f"{', '.join('--' + name for name in given)} say what model to make; a function makes its own")
     else:
         profiles = _of_function(arguments.function, device)
-    report = Report(profiles, limit=limit)
+    report = Report(profiles, limit=limit, notes=notes)
     encoding = sys.stdout.encoding or "utf-8"
     print(str(report).encode(encoding, "replace").decode(encoding))
     if arguments.json is not None:
@@ -49,7 +50,16 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if report.fits else 1
 
 
-def _check_outputs(paths: list[Path | None], plot: Path | None) -> None:
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: value for name in OF_MODELS if (value := getattr(arguments, name)) is not None}
+
+
+def setup_of(arguments: argparse.Namespace) -> Setup:
+    """What to train, by the options that say so."""
+    return Setup(**_given(arguments))
+
+
+def check_outputs(paths: list[Path | None], plot: Path | None) -> None:
     """See that files can be written, before the work that they are to show."""
     asked = [path for path in paths if path is not None]
     for path in asked:
@@ -66,7 +76,8 @@ def _check_outputs(paths: list[Path | None], plot: Path | None) -> None:
             raise DataError('--plot needs matplotlib\n  pip install "gpuad[plot]"')
 
 
-def _computing(name: str) -> Device:
+def computing(name: str) -> Device:
+    """The device of that name, "auto" for a GPU where there is one."""
     if name == "auto":
         try:
             return find_device("cuda")
@@ -78,22 +89,27 @@ def _computing(name: str) -> Device:
     return device
 
 
-def _of_model(setup: Setup, device: Device) -> list[Profile]:
+def _of_model(setup: Setup, device: Device, budget: str | None, notes: list[str]) -> list[Profile]:
     from tqdm import tqdm  # here, so that nothing else waits for it
 
-    print(f"{setup.describe()}, on {_called(device)}", flush=True)
+    budgets = () if budget is None else (budget,)
+    print(textwrap.fill(f"{setup.describe()}, on {called(device)}", WIDTH), flush=True)
     try:
-        with tqdm(total=len(RUNS), disable=None, leave=False, dynamic_ncols=True) as bar:
+        with tqdm(total=len(RUNS) + len(budgets), disable=None, leave=False, dynamic_ncols=True) as bar:
+            plans = Plans.of(setup, device, *budgets)
             found = []
-            for profile in measured(setup, device, lambda step, name, device: reconciled(device, step, name)):
+            measure = lambda step, name, device: reconciled(device, step, name)
+            for profile in measured(setup, device, measure, plans):
                 found.append(profile)
                 bar.update()
+        notes += [] if plans.advice is None else [plans.advice]
         return found
     except MemoryError as error:
         raise DeviceError(f"it does not fit on {device.name}: {error}\n  gpuad estimate needs no memory") from None
 
 
-def _called(device: Device) -> str:
+def called(device: Device) -> str:
+    """What people call `device`."""
     return f"{device.name} ({device.engine})" if device.computes else f"shapes alone, as {device.engine} would"
 
 
@@ -149,4 +165,4 @@ def _tracing(device: Device) -> Iterator[None]:
         tracemalloc.stop()
 
 
-__all__ = ["run"]
+__all__ = ["called", "check_outputs", "computing", "run", "setup_of"]

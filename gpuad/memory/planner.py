@@ -1,24 +1,25 @@
 """The planner: which functions of a chain to checkpoint, so that its derivative fits in a number of bytes.
 
-`segments` gives schedules of the usual kinds; `best` the one that takes least time within a budget, by dynamic
+`segments` gives schedules of the usual kinds; a Planner those that take least time within a budget, by dynamic
 programming over sub-chains.  Let [s, t] be the stages s..t, run and differentiated while the input of s is there, which
-is not counted, and m the bytes for the rest.  It begins in one of these ways, each of which needs some m at least:
+is not counted, and m the bytes for the rest.  It begins in one of these ways:
 
     tape s                   then [s + 1, t] with m less the output of s and what it saves
     advance from s to r      then [r, t] with m less the input of r, then [s, r - 1] with m
     advance and offload      the same, but the input of s is on the host during [r, t]
 
-The least m for each [s, t] is exact.  The least time is a table over m in slots: of the greatest common divisor of all
-sizes where that makes few enough, which is exact too, else of more bytes, where m is rounded down at every step, though
-never below what the sub-chain needs.  So there is a schedule for every budget from the floor on, none takes more than
-its budget, and more bytes never take more time.
+The least m for each [s, t] is exact.  From there on a table says for some m, its rooms, which schedule takes least
+time and how many bytes it takes exactly.  The rooms are the multiples of the greatest common divisor of all sizes where
+these are few enough, and then no schedule is better; else one that needs a size between two rooms may be missed.  The
+best for any budget is chosen from the same few, so more bytes never take more time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
 from itertools import accumulate
 from typing import TypeAlias
 
@@ -26,15 +27,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from ..remat.schedule import Advance, Schedule, Stage, Tape, all_, every, log, none, segmented, simulate
+from ..remat.schedule import Advance, Cost, Schedule, Stage, Tape, all_, every, log, none, segmented, simulate
 from .profile import show
 
-Bytes: TypeAlias = npt.NDArray[np.int64]
+Integers: TypeAlias = npt.NDArray[np.int64]
 Times: TypeAlias = npt.NDArray[np.float64]
 
-EXACT = 4096  # slots at most where a slot is the greatest common divisor of all sizes
-SLOTS = 1000  # slots otherwise
-NUMBERS = 2**25  # in one table: 256 MiB
+EXACT = 4096  # rooms at most where they are the multiples of the greatest common divisor of all sizes
+ROOMS = 1000  # rooms otherwise
+NUMBERS = 2**24  # in one array of a table, where that gives fewer: 64 MiB, as half of it is not there
+FEWEST = 32  # rooms in any case
+NOWHERE = 2**62  # the bytes that a schedule takes where there is none
 
 
 def best(stages: Sequence[Stage], budget: int, first: int = 0, bandwidth: float | None = None) -> Schedule:
@@ -51,37 +54,63 @@ def floor(stages: Sequence[Stage], first: int = 0, bandwidth: float | None = Non
     return Planner(stages, first, bandwidth).floor
 
 
-@dataclass(frozen=True)
 class _Table:
-    """The least times of sub-chains: `times[movable][s, t, m // slot]`; `rooms` are the m at which slots begin.
+    """For each [s, t] and room the least time, the bytes that takes exactly, and how it begins.
 
-    `later[t, s]` is `times[True][s, t]` where of each room the input of s is to be kept.
+    `movable` says that nobody else holds the input of s, so that it can go to the host; ways to begin are numbered in
+    the order of `_needs`.  Column k is for rooms[k], with no time where that is less than [s, t] needs, but column 0
+    for the least that it needs.  The last column is where nothing fits.
     """
 
-    slot: int
-    rooms: Bytes
-    times: tuple[Times, Times]
-    later: Times
+    def __init__(self, rooms: Integers, n: int, offloads: bool) -> None:
+        self.rooms = rooms
+        shapes = [(len(rooms) + 1, n - s) for s in range(n)]
+        # [movable][s][column, t - s]
+        pinned = [np.full(shape, np.inf) for shape in shapes]
+        self.times = (pinned, [part.copy() for part in pinned] if offloads else pinned)
+        taken = [np.full(shape, NOWHERE) for shape in shapes]
+        self.taken = (taken, [part.copy() for part in taken] if offloads else taken)
+        ways = [np.zeros(shape, np.int16) for shape in shapes]
+        self.ways = (ways, [part.copy() for part in ways] if offloads else ways)
 
-    def cells(self, rooms: Bytes) -> Bytes:
-        """The slots that `rooms` lie in."""
-        return np.clip(rooms // self.slot, 0, len(self.rooms) - 1)
+    def columns(self, s: int, t: int, movable: bool, rooms: Integers) -> Integers:
+        """For each of `rooms` the column of [s, t] with the least time that it is enough for."""
+        times, taken = self.times[movable][s][:, t - s], self.taken[movable][s][:, t - s]
+        columns = self.rooms.searchsorted(rooms, "right") - 1
+        columns += taken[columns + 1] <= rooms
+        columns[times[columns] == np.inf] = 0
+        columns[taken[columns] > rooms] = -1
+        return columns
+
+    def column(self, s: int, t: int, movable: bool, room: int) -> int:
+        """The same for one room, but the least where it is not enough."""
+        return max(0, int(self.columns(s, t, movable, np.array([room]))[0]))
+
+    def below(self, room: int) -> int:
+        """The last column for no more than `room`."""
+        return int(self.rooms.searchsorted(room, "right")) - 1
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A sub-chain and its bytes.  `movable`: its input is held by nobody else, so that it can go to the host."""
+class _Rest:
+    """What is left of the sub-chains that end at one t when an advance has come to r, with r movable.
 
-    s: int
-    t: int
-    room: int
-    movable: bool
+    Of each room, `times[column, r]` is the least time of [r, t] beside the input of r, and `taken` the bytes of both;
+    `least[r]` is the time where [r, t] has the least bytes.
+    """
+
+    def __init__(self, rooms: Integers, n: int) -> None:
+        self.times, self.taken = np.empty((len(rooms), n)), np.empty((len(rooms), n), np.int64)
+        self.least = np.empty(n)
+        self.scratch = np.empty((len(rooms) + 1) * 2 * n)  # allocated once, as that takes as long as using it
+
+
+_Part: TypeAlias = tuple[int, int, bool, int]  # s and t, whether the input is movable, and the column of the table
 
 
 class Planner:
     """The schedules of one chain for all budgets; `floor` is the least budget that has one.
 
-    Tables are made for the budgets that are asked for, and kept.
+    What it takes to find them is done once, when the first is asked for.
     """
 
     def __init__(self, stages: Sequence[Stage], first: int = 0, bandwidth: float | None = None) -> None:
@@ -90,14 +119,20 @@ class Planner:
         if bandwidth is not None and not bandwidth > 0:
             raise DataError(f"a plan got a bandwidth of {bandwidth}\n  give bytes per unit of time, or None")
         n = len(stages)
-        self._first, self._bandwidth = first, bandwidth
+        self._stages, self._first, self._bandwidth = stages, first, bandwidth
         self._output = np.array([stage.output for stage in stages], np.int64)
         self._kept = self._output + [stage.saved for stage in stages]
         # gradients of the stages after each
         after = [*accumulate((stage.gradient for stage in reversed(stages[1:])), initial=0)][::-1]
         self._around = np.array([stage.cotangent for stage in stages], np.int64) + after
-        self._taped = np.array([stage.taped for stage in stages], np.int64)
+        taped = np.array([stage.taped for stage in stages], np.int64)
         self._backward = np.array([stage.backward for stage in stages], np.int64) + after
+        # [s, t]: the run of s with a tape and its backward run, and those of all of s..t
+        self._own = np.maximum(taped[:, None] + self._around, self._backward[:, None])
+        self._tapes = self._own.copy()
+        for s in reversed(range(n - 1)):
+            rest = self._kept[s] + self._tapes[s + 1, s + 1 :]
+            self._tapes[s, s + 1 :] = np.maximum(self._own[s, s + 1 :], rest)
         # [s, t]: advancing over s..t
         self._advance = np.zeros((n, n), np.int64)
         self._advance_time = np.zeros((n, n))
@@ -108,11 +143,10 @@ class Planner:
             self._advance_time[s, s:] = np.cumsum(times[s:])
         # a chain that ends before the last stage is recomputed, for what it saves only
         self._last_time = times - [*(stage.output_time for stage in stages[:-1]), 0.0]
-        self._unit = math.gcd(*self._output, *self._kept, *self._around, *self._taped, *self._backward, *forward) or 1
+        self._unit = math.gcd(*self._output, *self._kept, *self._around, *taped, *self._backward, *forward) or 1
         self._kinds = (False, True) if bandwidth else (False,)
         self._most = simulate(stages, none(n)).peak
         self._least = self._least_rooms()
-        self._tables: dict[int, _Table] = {}
         self.floor = first + int(self._least[0][0, -1])
 
     def best(self, budget: int) -> Schedule:
@@ -122,20 +156,32 @@ class Planner:
                 f"no schedule of these {len(self._output)} functions fits in {show(budget)}\n"
                 f"  the least that one takes is {self.floor} bytes ({show(self.floor)})"
             )
-        room = min(budget - self._first, self._most)
-        whole = _Part(0, len(self._output) - 1, room, False)
-        tables = self._tables_for(room)
-        return self._schedule(min(tables, key=lambda table: self._time(table, whole)), whole)
+        table = self._table
+        fits = table.taken[0][0][:, -1] <= budget - self._first
+        return self._schedule(int(np.where(fits, table.times[0][0][:, -1], np.inf).argmin()))
 
-    def _schedule(self, table: _Table, whole: _Part) -> Schedule:
-        """The schedule that the table's time is that of."""
-        parts = [whole]  # each after what it is the inner schedule of
+    def curve(self, count: int) -> list[tuple[int, Schedule, Cost]]:
+        """`count` budgets from the floor to what no checkpoints take, evenly spaced, and the best for each."""
+        if count < 2:
+            raise DataError(f"a curve got {count} points\n  ask for 2 at least")
+        budgets = [self.floor + (self._first + self._most - self.floor) * i // (count - 1) for i in range(count)]
+        schedules = [self.best(budget) for budget in budgets]
+        return [
+            (budget, schedule, simulate(self._stages, schedule, self._first, self._bandwidth))
+            for budget, schedule in zip(budgets, schedules)
+        ]
+
+    def _schedule(self, column: int) -> Schedule:
+        """The schedule that a column of the whole chain stands for."""
+        parts = [(0, len(self._output) - 1, False, column)]  # each after what it is the inner schedule of
         drafts: list[list[tuple[Tape | Advance, int]]] = []
         for part in parts:
             draft: list[tuple[Tape | Advance, int]] = []
             rest: _Part | None = part
             while rest is not None:
-                item, inner, rest = self._begin(table, rest)
+                s, t, movable, column = rest
+                way = int(self._table.ways[movable][s][column, t - s])
+                item, inner, rest = self._begin(rest, way)
                 draft.append((item, len(parts)))
                 if inner is not None:
                     parts.append(inner)
@@ -147,36 +193,33 @@ class Planner:
             )
         return schedules[0]
 
-    def _begin(self, table: _Table, part: _Part) -> tuple[Tape | Advance, _Part | None, _Part | None]:
-        """How to begin `part`: the item, still without its inner schedule, what it recomputes, and what is left."""
-        s, t, movable = part.s, part.t, part.movable
-        room = self._offered(table, part)
-        choice = int(self._times(table, s, t, movable, np.array([room])).argmin())
-        if choice == 0:
-            return Tape(s), None, _Part(s + 1, t, room - int(self._kept[s]), False) if s < t else None
-        offload, before = divmod(choice - 1, t - s)
+    def _begin(self, part: _Part, way: int) -> tuple[Tape | Advance, _Part | None, _Part | None]:
+        """The item that begins `part` in this way, without its inner schedule, what it recomputes, and the rest."""
+        s, t, movable, column = part
+        table = self._table
+        same = column or table.below(self._least[movable][s, t])
+        room = int(table.rooms[same])
+        if way == 0:
+            rest = (s + 1, t, False, table.column(s + 1, t, False, room - self._kept[s])) if s < t else None
+            return Tape(s), None, rest
+        offload, before = divmod(way - 1, t - s)
         r = s + 1 + before
-        inner = _Part(s, r - 1, room, movable)
-        later = room - int(self._output[r - 1])
-        prefetch = bool(offload) and later >= self._backward[r]
+        gone = int(self._output[r - 1])
+        inner = (s, r - 1, movable, same if table.times[movable][s][same, before] < np.inf else 0)
+        prefetch = bool(offload) and bool(table.taken[movable][s][column, t - s] >= gone + self._backward[r])
         if offload:
-            later += int(self._output[s - 1])
-        return Advance(s, r - 1, (), bool(offload), prefetch), inner, _Part(r, t, later, True)
+            room = int(table.rooms[table.below(room + self._output[s - 1])])
+        return (
+            Advance(s, r - 1, (), bool(offload), prefetch),
+            inner,
+            (r, t, True, table.column(r, t, True, room - gone)),
+        )
 
-    def _offered(self, table: _Table, part: _Part) -> int:
-        """The bytes that the table counts on where there are `part.room`."""
-        begin = int(table.rooms[table.cells(np.array(part.room))])
-        return max(begin, int(self._least[part.movable][part.s, part.t]))
-
-    def _time(self, table: _Table, part: _Part) -> float:
-        return float(table.times[part.movable][part.s, part.t, table.cells(np.array(part.room))])
-
-    def _needs(self, s: int, t: int, movable: bool) -> Bytes:
+    def _needs(self, s: int, t: int, movable: bool) -> Integers:
         """The least bytes that [s, t] needs for each way to begin: tape, advance to each r, the same with offload."""
-        tape = max(self._taped[s] + self._around[t], self._backward[s])
         if s == t:
-            return np.array([tape])
-        tape = max(tape, self._kept[s] + self._least[False][s + 1, t])
+            return np.array([self._own[s, t]])
+        tape = max(self._own[s, t], self._kept[s] + self._least[False][s + 1, t])
         run = np.maximum(self._advance[s, s:t] + self._around[t], self._least[movable][s, s:t])
         later = self._output[s:t] + self._least[True][s + 1 : t + 1, t]
         needs = [[tape], np.maximum(run, later)]
@@ -184,95 +227,103 @@ class Planner:
             needs.append(np.maximum(run, later - self._output[s - 1]))
         return np.concatenate(needs)
 
-    def _least_rooms(self) -> tuple[Bytes, Bytes]:
+    def _least_rooms(self) -> tuple[Integers, Integers]:
         """The least bytes that each [s, t] needs, by whether its input is movable."""
         n = len(self._output)
         pinned = np.zeros((n, n), np.int64)
         self._least = pinned, np.zeros((n, n), np.int64) if self._bandwidth else pinned
-        for s, t in _parts(n):
-            for movable in self._kinds:
-                self._least[movable][s, t] = self._needs(s, t, movable).min()
+        for t in range(n):
+            for s in reversed(range(t + 1)):
+                for movable in self._kinds:
+                    self._least[movable][s, t] = self._needs(s, t, movable).min()
         return self._least
 
-    def _tables_for(self, room: int) -> list[_Table]:
-        """Tables whose best answer never gets worse with more room: the one that reaches it and all that are finer."""
+    @cached_property
+    def _table(self) -> _Table:
+        """All that is to know of this chain's schedules."""
         n = len(self._output)
-        allowed = NUMBERS // (n * n * len(self._kinds))
-        finest = min(2 * (self.floor - self._first), self._most)
-        slot, count = self._unit, min(EXACT, allowed)
-        if slot * count < finest:
-            count = min(SLOTS, allowed)
-            slot = -(-finest // count)
-        tables = [self._table(slot, min(room, slot * count))]
-        while slot * count < room:
-            reach, count = 4 * slot * count, min(SLOTS, allowed)
-            slot = -(-reach // count)
-            tables.append(self._table(slot, min(room, slot * count)))
-        return tables
-
-    def _table(self, slot: int, room: int) -> _Table:
-        """The table in slots of so many bytes up to `room`."""
-        kept = self._tables.get(slot)
-        if kept is not None and kept.rooms[-1] + slot > room:
-            return kept
-        n, rooms = len(self._output), np.arange(0, room + 1, slot)
-        pinned = np.empty((n, n, len(rooms)))
-        movable = np.empty_like(pinned) if self._bandwidth else pinned
-        table = _Table(slot, rooms, (pinned, movable), np.empty_like(pinned))
-        for s, t in _parts(n):
-            for kind in self._kinds:
-                table.times[kind][s, t] = self._row(table, s, t, kind)
-            if s:
-                table.later[t, s] = movable[s, t, table.cells(rooms - self._output[s - 1])]
-        self._tables[slot] = table
+        table = _Table(self._rooms(), n, self._bandwidth is not None)
+        rest = _Rest(table.rooms, n)
+        for t in range(n):
+            for s in reversed(range(t + 1)):
+                for movable in self._kinds:
+                    self._fill(table, s, t, movable, rest)
+                if s:
+                    times, taken = table.times[True][s][:, t - s], table.taken[True][s][:, t - s]
+                    columns = table.columns(s, t, True, table.rooms - self._output[s - 1])
+                    rest.times[:, s], rest.taken[:, s] = times[columns], taken[columns] + self._output[s - 1]
+                    rest.least[s] = times[0]
         return table
 
-    def _row(self, table: _Table, s: int, t: int, movable: bool) -> Times:
-        """The least time of [s, t] for each of the table's rooms."""
-        row = np.full(len(table.rooms), np.inf)
-        least = self._least[movable][s, t]
-        begin = least // table.slot
-        if begin < len(row):
-            row[begin] = self._times(table, s, t, movable, least[None]).min()
-            rooms = table.rooms[begin + 1 :]
-            if s == t:
-                row[begin + 1 :] = self._last_time[s]
-            elif movable and self._bandwidth:
-                row[begin + 1 :] = self._times(table, s, t, movable, rooms).min(axis=0)
-            else:  # the same times, looked up once for all s
-                needs = self._needs(s, t, movable)
-                tape = self._advance_time[s, s] + table.times[False][s + 1, t, table.cells(rooms - self._kept[s])]
-                tape[rooms < needs[0]] = np.inf
-                times = table.later[t, s + 1 : t + 1, begin + 1 :] + self._advance_time[s, s:t, None]
-                times += table.times[movable][s, s:t, begin + 1 :]
-                times[rooms < needs[1:, None]] = np.inf
-                row[begin + 1 :] = np.minimum(tape, times.min(axis=0))
-        return row
+    def _rooms(self) -> Integers:
+        """The rooms of the table, from 0 to more than any schedule uses."""
+        n = len(self._output)
+        allowed = max(FEWEST, NUMBERS // (n * n * len(self._kinds)))
+        most = self._most + (int(self._output.max()) if self._bandwidth else 0)
+        if most <= self._unit * (min(EXACT, allowed) - 1):
+            return np.arange(0, most + self._unit, self._unit)
+        # half of them evenly up to where budgets are tight, half in equal ratios beyond
+        half = min(ROOMS, allowed) // 2
+        tight = min(most, max(2 * (self.floor - self._first), self._unit * half))
+        step = -(-tight // (self._unit * half)) * self._unit
+        beyond = np.geomspace(tight, most, half) / self._unit
+        return np.unique(np.r_[np.arange(0, tight, step), np.ceil(beyond).astype(np.int64) * self._unit])
 
-    def _times(self, table: _Table, s: int, t: int, movable: bool, rooms: Bytes) -> Times:
-        """The time of [s, t] for each way to begin, in the order of `_needs`, and for each of `rooms`."""
+    def _fill(self, table: _Table, s: int, t: int, movable: bool, rest: _Rest) -> None:
+        """Fill in [s, t], of which all parts are there."""
+        times, taken, ways = table.times[movable][s], table.taken[movable][s], table.ways[movable][s]
+        length, r = t - s, slice(s + 1, t + 1)
         needs = self._needs(s, t, movable)
-        times = np.empty((len(needs), len(rooms)))
+        least = needs.min()
+        taken[0, length] = least
+        begin, end = np.maximum(1, table.rooms.searchsorted([least, self._tapes[s, t]])).tolist()
+        times[end:-1, length] = self._last_time[t] + (self._advance_time[s, t - 1] if s < t else 0.0)
+        taken[end:-1, length] = self._tapes[s, t]
         if s == t:
-            times[0] = self._last_time[s]
-        else:
-            times[0] = self._advance_time[s, s] + table.times[False][s + 1, t, table.cells(rooms - self._kept[s])]
-            run = self._advance_time[s, s:t, None]
-            inputs = self._output[s:t, None]
-            r = np.arange(s + 1, t + 1)[:, None]
-            later, inner = table.times[True][:, t], table.times[movable][s][s:t][:, table.cells(rooms)]
-            times[1 : 1 + len(r)] = run + later[r, table.cells(rooms - inputs)] + inner
-            if movable and self._bandwidth:
-                moved = self._output[s - 1]
-                run = run + 2 * moved / self._bandwidth
-                times[1 + len(r) :] = run + later[r, table.cells(rooms + moved - inputs)] + inner
-        times[rooms < needs[:, None]] = np.inf
-        return times
+            times[0, 0] = self._last_time[t]
+            return
+
+        # One row for the least bytes, then one for each column that has use for another way than tapes; by way.
+        rooms = table.rooms[begin:end]
+        row = np.arange(1 + len(rooms))
+        columns, parts = row + begin - 1, row + begin - 1  # these rows', and those of the parts that they are made of
+        columns[0], parts[0] = 0, table.below(least)
+        totals = rest.scratch[: len(row) * len(needs)].reshape(len(row), len(needs))
+        taped, advanced, offloaded = totals[:, 0], totals[:, 1 : 1 + length], totals[:, 1 + length :]
+
+        tape = table.columns(s + 1, t, False, table.rooms[parts] - self._kept[s])
+        tape[0] = max(0, tape[0])
+        np.add(table.times[False][s + 1][tape, length - 1], self._advance_time[s, s], out=taped)
+        taped[1:][rooms < self._own[s, t]] = np.inf
+
+        run, run_time = self._advance[s, s:t] + self._around[t], self._advance_time[s, s:t]
+        np.add(_or(times[parts[0], :length], times[0, :length]), run_time, out=advanced[0])
+        np.add(times[begin:end, :length], run_time, out=advanced[1:])
+        if len(rooms) and run[-1] > rooms[0]:
+            advanced[1:][rooms[:, None] < run] = np.inf
+        moved, back = self._output[s - 1], parts
+        if offloaded.size and self._bandwidth:
+            back = table.rooms.searchsorted(table.rooms[parts] + moved, "right") - 1
+            np.add(advanced[1:], rest.times[back[1:], r], out=offloaded[1:])
+            np.add(advanced[0], _or(rest.times[back[0], r], rest.least[r]), out=offloaded[0])
+            offloaded += 2 * moved / self._bandwidth
+        advanced[0] += _or(rest.times[parts[0], r], rest.least[r])
+        advanced[1:] += rest.times[begin:end, r]
+        totals[0, needs > least] = np.inf
+
+        way = totals.argmin(axis=1)
+        offload, before = np.divmod(way - 1, length)
+        offload = offload > 0
+        later = rest.taken[np.where(offload, back, parts), s + 1 + before] - np.where(offload, moved, 0)
+        advance = np.maximum(np.maximum(run[before], taken[parts, before]), later)
+        tape = np.maximum(self._own[s, t], table.taken[False][s + 1][tape, length - 1] + self._kept[s])
+        times[columns, length], ways[columns, length] = totals[row, way], way
+        taken[columns[1:], length] = np.where(way, advance, tape)[1:]
 
 
-def _parts(n: int) -> Iterator[tuple[int, int]]:
-    """All [s, t] of n stages, the shorter first."""
-    return ((s, s + length) for length in range(n) for s in range(n - length))
+def _or(times: Times, otherwise: Times) -> Times:
+    """`times` where there are any."""
+    return np.where(times < np.inf, times, otherwise)
 
 
 def balance(sizes: Sequence[int], k: int) -> list[int]:

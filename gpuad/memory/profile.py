@@ -109,6 +109,7 @@ class Profile:
     phases: list[tuple[int, str]]  # (event, phase) from each event on
     params: int = 0  # numbers that are trained
     flops: int = 0  # of the run
+    extra: float | None = None  # forward passes that are computed again, where somebody knows
     held: int = 0  # the most bytes in use together with what the allocator kept for reuse
     reconciliation: list[Row] = field(default_factory=list)
     # (seconds, bytes) of what the driver counted for the process less its context, now and then: a lower bound

@@ -84,6 +84,8 @@ def by_category(profiles: Sequence[Profile]) -> Table:
     held = [p.by_category(p.peak_event) for p in profiles]
     rows += [["peak"], ["  in phase", *(p.peak_phase or "-" for p in profiles)], *_categories(held)]
     rows.append(["  all", *(show(p.peak_bytes) for p in profiles)])
+    if any(p.extra is not None for p in profiles):
+        rows.append(["forward passes again", *("-" if p.extra is None else f"{p.extra:.2f}" for p in profiles)])
     return Table("What the memory was for", ["", *(p.name for p in profiles)], rows, "<" + ">" * len(profiles))
 
 
@@ -236,17 +238,19 @@ class Report:
     """What `profiles`, one of each run, say together; a run called "inference" is what the others are compared with.
 
     `limit` is a number of bytes that each run is to fit in: its peak, and what the pool took where that is known.  On a
-    GPU the context comes on top, and only a run with this limit proves it.
+    GPU the context comes on top, and only a run with this limit proves it.  `notes` are sentences to be shown with it.
     """
 
-    def __init__(self, profiles: Sequence[Profile] | Profile, limit: int | str | None = None) -> None:
+    def __init__(
+        self, profiles: Sequence[Profile] | Profile, limit: int | str | None = None, notes: Sequence[str] = ()
+    ) -> None:
         profiles = [profiles] if isinstance(profiles, Profile) else profiles
         limit = limit if limit is None or (isinstance(limit, int) and limit < 0) else parse_bytes(limit)
         if not profiles:
             raise DataError("Report() got no profiles\n  give it a list with one of each run")
         if limit is not None and limit < 0:
             raise DataError(f"Report() got the limit {limit}; it is a number of bytes")
-        self.profiles, self.limit = list(profiles), limit
+        self.profiles, self.limit, self.notes = list(profiles), limit, list(notes)
 
     def __str__(self) -> str:
         return self.table()
@@ -279,39 +283,39 @@ class Report:
         most = max(self.profiles, key=lambda p: sum(k.nbytes for k in kept(p)[2]))
         tables = [*self._together(), kept_lines(most)]
         tables += [reconciliation(p) for p in self.profiles if p.reconciliation]
-        return "\n\n".join(["\n".join(lines), *(str(t) for t in tables if t.rows)])
+        notes = [textwrap.fill(note, WIDTH) for note in self.notes]
+        return "\n\n".join(["\n".join(lines), *notes, *(str(t) for t in tables if t.rows)])
 
     def _together(self) -> list[Table]:
         """The tables that have a column for each run."""
         runs = self.profiles
-        tables = [by_category(runs[k : k + ABREAST]) for k in range(0, len(runs), ABREAST)]
+        tables = [by_category(part) for part in _parted(runs, ABREAST)]
         base = next((p for p in runs if p.name == BASE and p.peak_bytes), None)
         if base is not None:
-            others, room = [p for p in runs if p is not base], ABREAST - 1
-            tables += [ratio(base, others[k : k + room]) for k in range(0, len(others), room)]
+            tables += [ratio(base, part) for part in _parted([p for p in runs if p is not base], ABREAST - 1)]
         return tables
 
     def to_json(self) -> str:
         """The peaks, what they are made of, and the reconciliation, as JSON of version 1."""
         devices = dict.fromkeys(p.device for p in self.profiles)
-        return json.dumps(
-            {"version": 1, "device": ", ".join(devices), "runs": [_run(p) for p in self.profiles]}, indent=2
-        )
+        runs = [_run(p) for p in self.profiles]
+        found = {"version": 1, "device": ", ".join(devices), "notes": self.notes, "runs": runs}
+        return json.dumps(found, indent=2)
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
         """Write `to_json()` to a file."""
-        with _writing(path) as partial:
+        with writing(path) as partial:
             partial.write_text(self.to_json() + "\n", encoding="utf-8")
 
     def save_html(self, path: str | os.PathLike[str]) -> None:
         """Write one page with everything, which needs no network."""
         text = page(
             self.profiles,
-            self.line().splitlines(),
+            [*self.line().splitlines(), *self.notes],
             self._together(),
             [[t for t in (kept_lines(p), reconciliation(p)) if t.rows] for p in self.profiles],
         )
-        with _writing(path) as partial:
+        with writing(path) as partial:
             partial.write_text(text, encoding="utf-8", errors="replace")  # a file's name may be no text
 
     def plot(self, path: str | os.PathLike[str]) -> None:
@@ -320,8 +324,14 @@ class Report:
         if suffix not in (".png", ".svg"):
             raise DataError(f"plot() writes .png and .svg, got {os.fspath(path)!r}")
         drawn = figure(self.profiles)
-        with _writing(path) as partial:
+        with writing(path) as partial:
             drawn.savefig(partial, format=suffix[1:], metadata={"Date": None} if suffix == ".svg" else None)
+
+
+def _parted(runs: list[Profile], most: int) -> list[list[Profile]]:
+    """`runs` in as few parts as can be with `most` in each, as equal as can be."""
+    parts = -(-len(runs) // most)
+    return [runs[k * len(runs) // parts : (k + 1) * len(runs) // parts] for k in range(parts)]
 
 
 def _run(p: Profile) -> dict[str, Any]:
@@ -332,12 +342,13 @@ def _run(p: Profile) -> dict[str, Any]:
         "by_category": p.by_category(p.peak_event),
         "params": p.params,
         "flops": p.flops,
+        "extra_forward": p.extra,
         "reconciliation": [{"row": r.row, "bytes": r.nbytes, "quality": r.quality} for r in p.reconciliation],
     }
 
 
 @contextmanager
-def _writing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """As `replacing`, with an error for people."""
     try:
         with replacing(path) as partial:
@@ -346,4 +357,4 @@ def _writing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise DataError(f"cannot write {os.fspath(path)}: {error.strerror or error}") from error
 
 
-__all__ = ["Report"]
+__all__ = ["Report", "Table", "writing"]

@@ -1,9 +1,10 @@
-"""What `gpuad profile` and `gpuad estimate` compare: inference, training, training with checkpointed blocks."""
+"""What `gpuad profile`, `estimate` and `plan` compare: inference, training, training with checkpoints."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from ..random import Generator
 from ..remat import checkpoint
 from ..tensor import Tensor
 from ..trace import no_grad
+from .hollow import stand_in_for
 from .ledger import profile, run_to_end
 from .profile import Profile
+from .step_plan import Scheduled, StepPlan, StepPlanner
 
 MODELS = ("gpt", "gpt2", "llama-7b")
 DTYPES = ("float32", "bfloat16", "mixed")  # mixed: bfloat16 with float32 master weights and states
@@ -63,10 +66,11 @@ class Setup:
         batch, length = self.shape
         return f"{self.model}, batch {batch}, {length} tokens, {self.dtype}, {self.optimizer}"
 
-    def make(self, wrap_block: Callable[[Any], Any] | None) -> Any:
+    def make(self, wrap_block: Callable[[Any], Any] | None = None, run_chain: Scheduled | None = None) -> Any:
         """The model, on the default device."""
         length = self.shape[1]
-        options: dict[str, Any] = {"dtype": self.weights, "generator": Generator(0), "wrap_block": wrap_block}
+        options: dict[str, Any] = {"dtype": self.weights, "generator": Generator(0)}
+        options |= {"wrap_block": wrap_block, "run_chain": run_chain}
         if self.model == "gpt":
             return GPT(GPTConfig(length=length, layers=4, heads=4, width=128, positions="rotary"), **options)
         if self.model == "gpt2":
@@ -95,7 +99,7 @@ class Setup:
 
 def inference(setup: Setup) -> Callable[[], Any]:
     """A function that computes the logits of every position, without a tape."""
-    model, tokens = setup.make(None).eval(), setup.tokens(0)
+    model, tokens = setup.make().eval(), setup.tokens(0)
 
     def run() -> Any:
         with no_grad():
@@ -104,9 +108,11 @@ def inference(setup: Setup) -> Callable[[], Any]:
     return run
 
 
-def training(setup: Setup, wrap_block: Callable[[Any], Any] | None = None) -> Callable[[], Any]:
+def training(
+    setup: Setup, wrap_block: Callable[[Any], Any] | None = None, run_chain: Scheduled | None = None
+) -> Callable[[], Any]:
     """A function that takes a step."""
-    model, tokens = setup.make(wrap_block), setup.tokens(1)
+    model, tokens = setup.make(wrap_block, run_chain), setup.tokens(1)
     optimizer = setup.optimizer_of(model)
 
     def run() -> None:
@@ -117,21 +123,53 @@ def training(setup: Setup, wrap_block: Callable[[Any], Any] | None = None) -> Ca
     return run
 
 
-RUNS: dict[str, Callable[[Setup], Callable[[], Any]]] = {
-    "inference": inference,
-    "training": training,
-    "training, checkpointed": lambda setup: training(setup, checkpoint),
-}
+def planner(setup: Setup, device: Device) -> StepPlanner:
+    """What plans the checkpoints of a step, as `device` would run it."""
+    return StepPlanner(lambda chain: training(setup, run_chain=chain), stand_in_for(device))
+
+
+RUNS = ("inference", "training", "training, checkpointed", "training, auto")
 Measure = Callable[[Callable[[], Any], str, Device], Profile]
 
 
-def measured(setup: Setup, device: Device, measure: Measure | None = None) -> Iterator[Profile]:
-    """The Profile of each of RUNS on `device`, each after a first one that makes what lasts."""
-    for name, make in RUNS.items():
+@dataclass(frozen=True)
+class Plans:
+    """The plans for a step that are compared: every block checkpointed, "auto", and budgets; and what takes the memory.
+
+    The planner is not kept: its model counts on the meta device.
+    """
+
+    every: StepPlan
+    others: list[StepPlan]
+    advice: str | None
+
+    @classmethod
+    def of(cls, setup: Setup, device: Device, *budgets: str) -> Plans:
+        """Those of a step as `device` would run it."""
+        found = planner(setup, device)
+        return cls(found.plan("every"), [found.plan(how) for how in ("auto", *budgets)], found.advice)
+
+
+def measured(
+    setup: Setup, device: Device, measure: Measure | None = None, plans: Plans | None = None
+) -> Iterator[Profile]:
+    """The Profile of each of RUNS on `device`, and of each other of `plans`, each after a first run."""
+    plans = plans or Plans.of(setup, device)
+    runs: list[tuple[str, float, Callable[[], Callable[[], Any]]]] = [
+        ("inference", 0.0, partial(inference, setup)),
+        ("training", 0.0, partial(training, setup)),
+        ("training, checkpointed", plans.every.extra, partial(training, setup, checkpoint)),
+    ]
+    for plan in plans.others:
+        scheduled = Scheduled(plan.schedule)
+        runs.append((f"training, {plan.name}", plan.extra, partial(training, setup, run_chain=scheduled)))
+    for name, extra, make in runs:
         with use_device(device):
-            run = make(setup)
+            run = make()
             run_to_end(run)
-            yield (measure or _profiled)(run, name, device)
+            profile = (measure or _profiled)(run, name, device)
+            profile.extra = None if name == "inference" else extra
+            yield profile
             del run
 
 

@@ -23,6 +23,7 @@ from ..tensor import Tensor
 from ..trace import horizon, is_recording
 from .boundary import Boundary
 from .part import Rerun, name_of, varies
+from .record import Record
 from .schedule import Advance, Schedule, Tape, work
 from .stage import Captured, Form, Stage, Taped, taken_apart
 
@@ -44,8 +45,9 @@ def run(
     form = chain.first(x, schedule)
     if not form.places:
         return form.filled(())
-    captured, chain.captured.tensors = chain.captured.tensors, []  # the tape holds them
+    captured, chain.captured.tensors = chain.captured.tensors, []  # or the op would keep them as long as its result
     results = chain(*tensors, *captured)
+    del captured
     return form.filled(results if isinstance(results, tuple) else (results,))
 
 
@@ -76,6 +78,7 @@ class Chain(Rerun):
         self.fns, self.determinism, self.generators = fns, determinism, generators
         self.captured = Captured()
         self.stages: list[Stage] = []
+        self.record = Record(self.name, determinism)  # of the records of its stages
         self.schedule: Schedule = ()
         self.arguments = 0  # how many of the op's inputs come from the chain's input
         self.results: tuple[Array, ...] = ()  # until they are handed out
@@ -98,6 +101,7 @@ class Chain(Rerun):
                 arrays = [t.array for t in tensors]
                 realize_all(arrays)
                 self.stages.append(stage)
+                self.record.steps.append(stage.step())
                 if taped is not None:
                     self.left.tapes[s] = taped
             if isinstance(item, Advance) and item.offload:
@@ -112,14 +116,14 @@ class Chain(Rerun):
 
     # --- under another transformation -------------------------------------------------------------
 
-    def again(self, inputs: Sequence[Any], frame: list[Any], *, swept: bool) -> list[Any]:
+    def again(self, inputs: Sequence[Any], frame: list[Any]) -> list[Any]:
         """The results, computed again from `inputs`: the tensors of the chain's input, then the captured ones."""
         values, captured = list(inputs[: self.arguments]), list(inputs[self.arguments :])
         for item in self.schedule:
             if isinstance(item, Tape):
                 stage = self.stages[item.stage]
                 with during("recompute"):
-                    values = stage.part.again(values, [captured[k] for k in stage.captured], swept=swept)
+                    values = stage.part.again(values, [captured[k] for k in stage.captured])
             else:
                 segment = Segment(self.stages[item.first : item.last + 1], len(values))
                 results = segment(*values, *[captured[k] for k in segment.captured])
@@ -221,10 +225,12 @@ class Segment(Rerun):
     def __init__(self, stages: Sequence[Stage], arguments: int) -> None:
         self.stages, self.arguments = stages, arguments
         self.name = f"checkpoint({stages[0].part.record.name} .. {stages[-1].part.record.name})"
+        self.record = Record(self.name, stages[0].part.record.determinism)
+        self.record.steps = [stage.step() for stage in stages]
         self.captured = sorted({k for stage in stages for k in stage.captured})
         self._returns(stages[-1].differentiable)
 
-    def again(self, inputs: Sequence[Any], frame: list[Any], *, swept: bool) -> list[Any]:
+    def again(self, inputs: Sequence[Any], frame: list[Any]) -> list[Any]:
         """The results, computed again from `inputs`: what the first stage is given, then the captured tensors."""
         values, captured = (
             list(inputs[: self.arguments]),
@@ -232,11 +238,11 @@ class Segment(Rerun):
         )
         for stage in self.stages:
             with during("recompute"):
-                values = stage.part.again(values, [captured[k] for k in stage.captured], swept=swept)
+                values = stage.part.again(values, [captured[k] for k in stage.captured])
         return values
 
     def evaluate(self, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Any:
-        found = tuple([y.array for y in self.again([Tensor(a) for a in arrays], [], swept=False)])
+        found = tuple([y.array for y in self.again([Tensor(a) for a in arrays], [])])
         realize_all(found)
         return found if len(found) > 1 else found[0]
 

@@ -21,7 +21,7 @@ from ..node import bottom
 from ..provenance import Site
 from ..tensor import Tensor
 from .draws import Draws
-from .part import Part, Rerun, name_of, varies
+from .part import Part, Rerun, name_of, result_of, varies
 from .policies import Policy, policy_of
 from .record import DETERMINISM
 
@@ -43,9 +43,13 @@ def checkpoint(
 
     A second run draws the same random numbers: gpuad's, NumPy's global ones, Python's `random`, CuPy's global ones, and
     those of `generators` (of NumPy, or random.Random).  With `determinism` "hash" it must do the same ops on the same
-    constants, and each value that is written to memory and needed must have the same bits, or a RecomputeError names
-    the first that differs; with "shapes" values are not compared, with "off" nothing is.  One that uses other tensors
-    from outside, or values assigned since, is a CaptureError.
+    constants and return the same results, and each value that is written to memory and kept must have the same bits, or
+    a RecomputeError names the first that differs; with "shapes" the values of arrays are not compared, with "off" no
+    more than the shapes of the results.  One that uses other tensors from outside, or values assigned since, is a
+    CaptureError.
+
+    An argument that `f` assigns, as in `x += y`, stays what it was for the caller.  Threads that `f` starts may not
+    compute with what is differentiated.
     """
     if determinism not in DETERMINISM:
         raise DataError(f'determinism= is "hash", "shapes" or "off", got {determinism!r}')
@@ -82,6 +86,7 @@ def _first_run(part: Part, inputs: list[Tensor], policy: Policy | None) -> Any:
     inside = [k for k, y in enumerate(leaves) if isinstance(y, Tensor) and y.trace is region]
     if not inside:
         return out
+    part.record.results = [result_of(leaves[k]) for k in inside]
     realize_all(region.kept.values())
     arrays = (*[leaves[k].array for k in inside], *region.kept.values())
     del out
@@ -91,6 +96,7 @@ def _first_run(part: Part, inputs: list[Tensor], policy: Policy | None) -> Any:
     op = Checkpointed(part, len(inputs), differentiable, list(region.kept), arrays)
     region.kept.clear()
     results = op(*inputs, *region.captured)
+    op.arrays = ()
     for k, y in zip(inside, results if isinstance(results, tuple) else (results,)):  # what is kept comes after them
         leaves[k] = y
     return structure.unflatten(leaves)
@@ -110,21 +116,20 @@ class Checkpointed(Rerun):
         self.name = f"checkpoint({part.record.name})"
         self.keeper = f"policy of {self.name}"
         self.part, self.arguments, self.results = part, arguments, len(differentiable)
+        self.record = part.record
         self.kept = kept  # places of the values that a policy keeps, which are the outputs after the results
         self._returns(differentiable, len(kept))
-        self.arrays: tuple[Array, ...] | None = arrays  # until they are handed out
+        self.arrays = arrays  # until they are handed out
 
     def evaluate(self, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Any:
-        found, self.arrays = self.arrays, None
-        assert found is not None, "a checkpointed call is evaluated once"
-        return found if len(found) > 1 else found[0]
+        return self.arrays if len(self.arrays) > 1 else self.arrays[0]
 
-    def again(self, inputs: Sequence[Any], frame: list[Any], *, swept: bool) -> list[Any]:
+    def again(self, inputs: Sequence[Any], frame: list[Any]) -> list[Any]:
         """The results, computed again from `inputs`: the arguments, then the captured tensors."""
         n = len(inputs) + self.results
         given = {place: bottom(frame[n + k]) for k, place in enumerate(self.kept)}
         with during("recompute"):
-            return self.part.again(inputs[: self.arguments], list(inputs[self.arguments :]), given, swept=swept)
+            return self.part.again(inputs[: self.arguments], list(inputs[self.arguments :]), given)
 
 
 __all__ = ["checkpoint"]

@@ -51,6 +51,8 @@ class Draws:
     """The state of every source as a first run found it, where that run drew from it."""
 
     def __init__(self, generators: Sequence[Any] = ()) -> None:
+        if not isinstance(generators, list | tuple):
+            raise DataError(f"generators= takes a list of generators, got {type(generators).__name__}")
         self.sources = (*_GLOBAL, *[source(g) for g in generators])
         self.before: dict[int, Any] = {}  # by index of the source
         self.own: dict[random.Generator, random.State] = {}

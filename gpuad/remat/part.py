@@ -7,14 +7,17 @@ from typing import Any
 
 from .. import tree
 from ..dtype import is_float
+from ..errors import GpuadError, RecomputeError
 from ..node import Entry
 from ..op import Op
+from ..provenance import blame, raised_at
+from ..provenance import describe as describe_site
 from ..tape import sweep
 from ..tensor import Tensor
-from ..trace import ForwardTrace, ReverseTrace
+from ..trace import ForwardTrace, ReverseTrace, active_region
 from .draws import Draws
 from .policies import Policy
-from .record import Record
+from .record import Record, Result
 from .region import Region
 
 
@@ -34,7 +37,9 @@ class Part:
     def __init__(
         self, call: Callable[[Sequence[Any]], Any], name: str, determinism: str = "hash", generators: Sequence[Any] = ()
     ) -> None:
-        self.call, self.record, self.draws = call, Record(name, determinism), Draws(generators)
+        around = active_region.get()
+        self.call, self.draws = call, Draws(generators)
+        self.record = Record(name, determinism, None if around is None else around.record)
         self.varying: Sequence[bool] | None = None  # which inputs may have a derivative; None for all
 
     def first(
@@ -50,15 +55,23 @@ class Part:
         with self.draws.recorded(), region.running():
             return self.call(self._entering(inputs, region)), region
 
-    def again(
-        self, inputs: Sequence[Any], captured: list[Any], given: dict[Any, Any] | None = None, *, swept: bool = True
-    ) -> list[Any]:
-        """Its results that it computes, once more, seen from outside its region; `swept` if a sweep is to follow."""
-        region = Region(self.record, replay=captured, given=given, late=True, swept=swept)
-        with self.draws.repeated(), region.running():
-            out = self.call(self._entering(inputs, region))
-        self.record.finish(region.step)
-        return results_of(out, region)
+    def again(self, inputs: Sequence[Any], captured: list[Any], given: dict[Any, Any] | None = None) -> list[Any]:
+        """Its results that it computes, once more, seen from outside its region."""
+        region = Region(self.record, replay=captured, given=given, late=True)
+        try:
+            with self.draws.repeated(), region.running(), blame(None):  # messages tell the function's own lines
+                out = self.call(self._entering(inputs, region))
+        except (GpuadError, MemoryError):
+            raise
+        except Exception as error:
+            raise RecomputeError(
+                f"{self.record.name}() raised {type(error).__name__} when it ran again, at"
+                f" {describe_site(raised_at(error))}, and not when it ran first: {error}\n"
+                "  likely something outside that the first run used up or changed, as an iterator or a list"
+            ) from error
+        results = [y for y in tree.leaves(out) if isinstance(y, Tensor) and y.trace is region]
+        self.record.finish(region.step, list(map(result_of, results)))
+        return [y.data for y in results]
 
     def _entering(self, inputs: Sequence[Any], region: Region) -> list[Tensor]:
         varying = self.varying or [True] * len(inputs)
@@ -68,9 +81,9 @@ class Part:
         ]
 
 
-def results_of(out: Any, region: Region) -> list[Any]:
-    """The leaves of `out` that `region` computes, as those outside it see them."""
-    return [y.data for y in tree.leaves(out) if isinstance(y, Tensor) and y.trace is region]
+def result_of(y: Tensor) -> Result:
+    """What a record keeps of a tensor that a function returns, and its region computes."""
+    return Result(y.link, y.shape, y.dtype)
 
 
 class Rerun(Op):
@@ -85,7 +98,7 @@ class Rerun(Op):
         n = len(self.differentiable)
         self.outputs = ("y",) if n == 1 else tuple([f"y{k}" for k in range(n)])
 
-    def again(self, inputs: Sequence[Any], frame: list[Any], *, swept: bool) -> list[Any]:
+    def again(self, inputs: Sequence[Any], frame: list[Any]) -> list[Any]:
         """The results, computed again from `inputs`; a frame has what the tape keeps."""
         raise NotImplementedError
 
@@ -99,14 +112,15 @@ class Rerun(Op):
         trace = ReverseTrace()
         inputs = [Tensor(x, trace, (Entry(None, None), 0)) if t else x for x, t in zip(frame, traced, strict=False)]
         try:
-            outputs = self.again(inputs, frame, swept=True)
+            outputs = self.again(inputs, frame)
         finally:
             trace.open = False
         cotangents = g if len(self.outputs) > 1 else [g]
-        seeds = [(y.link, ct) for y, ct in zip(outputs, cotangents) if ct is not None and y.trace is trace]
-        del outputs
-        found = sweep(seeds)
-        return [found.get(x.link[0]) if t else None for x, t in zip(inputs, traced, strict=True)]
+        found = zip(outputs, cotangents[: len(self.outputs) - self.hidden], strict=True)
+        seeds = [(y.link, ct) for y, ct in found if ct is not None and y.trace is trace]
+        del outputs, found
+        leaves = sweep(seeds)
+        return [leaves.get(x.link[0]) if t else None for x, t in zip(inputs, traced, strict=True)]
 
     def push(self, tangents: list[Any], frame: list[Any]) -> Any:
         if all(t is None for t in tangents):
@@ -114,11 +128,11 @@ class Rerun(Op):
         trace = ForwardTrace()
         inputs = [x if t is None else Tensor(x, trace, t) for x, t in zip(frame, tangents, strict=False)]
         try:
-            outputs = self.again(inputs, frame, swept=False)
+            outputs = self.again(inputs, frame)
         finally:
             trace.open = False
         slopes = [y.link if y.trace is trace else None for y in outputs]
         return [*slopes, *[None] * self.hidden] if len(self.outputs) > 1 else slopes[0]
 
 
-__all__ = ["Part", "Rerun", "name_of", "results_of", "varies"]
+__all__ = ["Part", "Rerun", "name_of", "result_of", "varies"]

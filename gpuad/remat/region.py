@@ -53,8 +53,9 @@ class Region(Trace):
         "record",
         "replay",
         "seen",
+        "several",
         "step",
-        "swept",
+        "watched",
     )
     kind = "checkpoint"
 
@@ -67,18 +68,18 @@ class Region(Trace):
         replay: list[Any] | None = None,
         given: dict[Place, Array] | None = None,
         late: bool = False,
-        swept: bool = False,
     ) -> None:
         super().__init__()
         self.record, self.inside, self.policy = record, inside, policy
         self.replay = replay  # in a second run, what stands for the captured tensors
         self.given = given or {}  # values that were kept
         self.late = late  # does it compute what is asked for only?
-        self.swept = swept  # does a sweep follow, which reads what a tape keeps and nothing else?
         self.captured: list[Tensor] = []
         self.kept: dict[Place, Array] = {}  # what the policy keeps of a first run
+        self.several: dict[int, list[Array]] = {}  # results of the ops that have more than one, if there is a policy
         # by handle and data: these, what stands for them inside, and its place
         self.seen: dict[tuple[int, int], tuple[Tensor, Any, Any, Place]] = {}
+        self.watched: set[Place] = set()
         self.step = 0
         self.parent: Any = None
 
@@ -96,6 +97,13 @@ class Region(Trace):
     def is_constant(self, x: Tensor) -> bool:
         """Was `x` detached, or computed of what was?"""
         return bool(x.link[0] == "constant")
+
+    def lift(self, op: Any, args: list[Any], lower: list[Any], out: Any, params: dict[str, Any]) -> Any:
+        """Never, but where a thread does not know that it computes for this region: a CaptureError."""
+        raise CaptureError(
+            f"{op.name}() at {describe_site(here(3))} takes a tensor of {self.record.name}(), which is checkpointed, to"
+            " another thread\n  compute in the thread that calls the function: what others do cannot be followed"
+        )
 
     def apply(self, op: Any, args: Sequence[Any], params: dict[str, Any]) -> Any:
         """`op` on what stands inside for `args`; the levels below see neither this region nor anything outside it."""
@@ -122,33 +130,41 @@ class Region(Trace):
                 operands.append(record.constant(outside))
         k, again = self.step, self.replay is not None
         self.step += 1
+        step = Step(op.name, getattr(op, "record", op), here(3), tuple(operands), params)
         if again:
-            record.check(k, op, tuple(operands), params)
+            record.check(k, step)
         else:
-            record.steps.append(Step(op.name, here(3), tuple(operands), params))
+            record.steps.append(step)
         out = self._applied(k, op, lower, params)
         results = out if type(out) is tuple else (out,)
-        hashed = record.determinism == "hash" and getattr(op, "view", None) is None
-        for n, y in enumerate(results):
-            array = y.array
-            if not again:
-                record.steps[k].results.append((array.shape, array.dtype))
-            same = not again or (k < len(record.steps) and record.steps[k].results[n] == (array.shape, array.dtype))
-            if hashed and same:
-                record.watch(k, n, array, again, self.swept)
+        arrays = [y.array for y in results]
         if not again:
-            self._keep(k, None, [y.array for y in results])
+            step.results += [(a.shape, a.dtype) for a in arrays]
+            self._keep(k, None, arrays)
+        if record.determinism == "hash":
+            self._watch(k, op, operands, lower, arrays)
         constant = hidden or all(type(a) is Constant or type(a) is str or a[0] == "constant" for a in operands)
         wrapped = [Tensor(y, self, ("constant", k, n) if constant else (k, n)) for n, y in enumerate(results)]
         return tuple(wrapped) if type(out) is tuple else wrapped[0]
 
+    def _watch(self, k: int, op: Any, operands: list[Any], lower: list[Any], arrays: list[Array]) -> None:
+        """Have digests taken of the values that a tape would keep for this op: operands and results."""
+        varying = tuple([type(a) is tuple and a[0] != "constant" for a in operands])
+        n = len(operands)
+        for slot in op.plan(varying) or () if any(varying) else ():
+            place = operands[slot] if slot < n else (k, slot - n)
+            if type(place) is tuple and type(place[0]) is int and place not in self.watched:
+                self.watched.add(place)
+                array = lower[slot].array if slot < n else arrays[slot - n]
+                self.record.watch(place[0], place[1], array, self.replay is not None)
+
     def _applied(self, k: int, op: Any, lower: list[Any], params: dict[str, Any]) -> Any:
         """What `op` gives, as the region around this one sees it: computed, or kept, or to be computed late."""
-        evaluate = None
-        if (k, 0) in self.given:
+        evaluate, record = None, self.record
+        if (k, 0) in self.given and record.steps[k].op == op.name:  # "off" may do another one here
             evaluate = functools.partial(given, self.given, k)
-        elif self.late and op.may_wait and k < len(self.record.steps):
-            evaluate = functools.partial(later, self.record.steps[k].results[0])
+        elif self.late and op.may_wait and record.determinism != "off":  # or the result could have another shape
+            evaluate = functools.partial(later, record.steps[k].results[0])
         token = instead.set(evaluate)
         try:
             with self.outside():
@@ -167,22 +183,21 @@ class Region(Trace):
 
     def _keep(self, k: int, name: str | None, arrays: list[Array]) -> None:
         """Keep the results of the k-th op if the policy says so of one of them."""
-        op = self.record.steps[k].op
-        if self.policy is not None and any(self.policy(Value(op, name, a.shape, a.dtype)) for a in arrays):
+        step = self.record.steps[k]
+        if self.policy is None or step.made_by.besides:  # which gives more where a derivative follows
+            return
+        if any(self.policy(Value(step.op, name, a.shape, a.dtype)) for a in arrays):
             for n, array in enumerate(arrays):
                 array.wanted = True
                 self.kept[k, n] = array
+        elif len(arrays) > 1:
+            self.several[k] = arrays  # one may be given a name, and is then kept with the others
 
     def name(self, x: Tensor, name: str) -> None:
-        """Give `x`, the one result of an op in this region, a name that the policy may know."""
+        """Give `x`, a result of an op in this region, a name that the policy may know."""
         k = x.link[0]
-        if (
-            self.replay is None
-            and type(k) is int
-            and x.link not in self.kept
-            and len(self.record.steps[k].results) == 1
-        ):
-            self._keep(k, name, [x.array])
+        if self.replay is None and type(k) is int and x.link not in self.kept:
+            self._keep(k, name, self.several.get(k, [x.array]))
 
     def capture(self, x: Tensor) -> tuple[Any, Place]:
         """What stands inside for a differentiated tensor from outside, and its place."""
@@ -196,7 +211,7 @@ class Region(Trace):
         elif k >= len(self.replay):
             raise CaptureError(
                 f"{self.record.name}() used {x.name or describe(x)} made at {describe_site(x.array.site)} when it ran"
-                " again, and not when it ran first\n"
+                f" again, at {describe_site(here(4))}, and not when it ran first\n"
                 "  a checkpointed function must do the same both times; pass what changes as an argument"
             )
         else:

@@ -11,7 +11,8 @@ from ..array import Array
 from ..node import Entry, Leaf
 from ..tensor import Tensor
 from ..trace import ReverseTrace
-from .part import Part, name_of, varies
+from .part import Part, name_of, result_of, varies
+from .record import Step
 from .region import brought_in
 
 
@@ -102,9 +103,15 @@ class Stage:
             if trace is not None:
                 trace.open = False
         form, wrapped = taken_apart(out, lambda y: y.trace is region)
+        self.part.record.results = [result_of(y) for y in wrapped]
         results = [y.data for y in wrapped]
         self.differentiable = [varies(y) for y in wrapped]
         return form, results, None if trace is None else Taped(entries, results, trace)
+
+    def step(self) -> Step:
+        """The first run, as a step of the record of a function that the chain runs in."""
+        record = self.part.record
+        return Step(record.name, record, record.steps[0].site if record.steps else None, (), {})
 
     def again(
         self, arrays: list[Array], captured: list[Array], ends: list[Leaf], taped: bool
@@ -115,7 +122,7 @@ class Stage:
         inputs = [_entering(a, entry, trace) for a, entry in zip(arrays, entries, strict=True)]
         stand_ins = [_entering(captured[k], ends[k], trace) for k in self.captured]
         try:
-            results = self.part.again(inputs, stand_ins, swept=taped)
+            results = self.part.again(inputs, stand_ins)
         finally:
             if trace is not None:
                 trace.open = False

@@ -14,13 +14,15 @@ from ..convert import asarray
 from ..devices import Device
 from ..devices import device as find_device
 from ..errors import DataError, DeviceError, NonFiniteError
-from ..models import GPT, GPTConfig, sample
-from ..optim import AdamW, cosine_with_warmup
+from ..memory.profile import show
+from ..memory.step_plan import Scheduled, StepPlan, StepPlanner
+from ..models import sample
+from ..optim import cosine_with_warmup
 from ..random import Generator
-from ..remat import checkpoint
 from ..replay import capture
 from ..tensor import Tensor
 from ..trace import no_grad
+from .made import make_model, make_optimizer, planner
 from .runs import VERSION, Run
 from .settings import Settings
 
@@ -30,30 +32,18 @@ class Job:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = s = settings.checked()
-        self.device = _find(s.device)
+        self.device = find(s.device)
         self.text = data.ByteDataset(data.find_text_files(s.data) if s.data else data.standard_library_files())
         _check_size(self.text, s.length)
         self.generator = Generator(s.seed)
-        config = GPTConfig(
-            length=s.length,
-            layers=s.layers,
-            heads=s.heads,
-            width=s.width,
-            dropout=s.dropout,
-            positions="rotary",
-            rotary_base=s.rotary_base,
-            std=s.std,
-        )
-        wrap = checkpoint if s.checkpointing else None
-        self.model = GPT(config, device=self.device, generator=self.generator, wrap_block=wrap)
-        self.optimizer = AdamW(
-            self.model.parameters(),
-            s.learning_rate,
-            betas=(s.beta1, s.beta2),
-            weight_decay=s.weight_decay,
-            no_decay=lambda p: p.ndim < 2,
-            max_grad_norm=s.max_grad_norm,
-        )
+        self.checkpoints, chain = "", None  # what is said of them, and what runs the model's blocks
+        if s.checkpointing != "none":
+            plans = planner(s, self.device)
+            plan = plans.plan(s.checkpointing)
+            chain = Scheduled(plan.schedule)
+            self.checkpoints = _told(plan, plans)
+        self.model = make_model(s, self.device, self.generator, chain)
+        self.optimizer = make_optimizer(s, self.model)
         self.take = capture(self._take)
         self.done = 0  # steps
         self.seconds = 0.0  # that they took, with evaluating and saving
@@ -154,7 +144,7 @@ class Job:
         return bytes(written).decode("utf-8", "replace")
 
 
-def _find(name: str) -> Device:
+def find(name: str) -> Device:
     """The device called `name`, which has to compute."""
     if name == "auto":
         try:
@@ -167,6 +157,15 @@ def _find(name: str) -> Device:
     return found
 
 
+def _told(plan: StepPlan, plans: StepPlanner) -> str:
+    """What people are told of the checkpoints of a job."""
+    text = (
+        f"checkpointing {plan.name}: {plan.extra:.2f} forward passes computed again, {show(plan.peak)} expected at most"
+        f" ({show(plans.plan('none').peak)} without)"
+    )
+    return text if plans.advice is None else f"{text}\n{plans.advice}"
+
+
 def _check_size(text: data.ByteDataset, length: int) -> None:
     for part, size in (("train on", text.train.size), ("hold out", text.held_out.size)):
         if size <= length:
@@ -176,4 +175,4 @@ def _check_size(text: data.ByteDataset, length: int) -> None:
             )
 
 
-__all__ = ["Job"]
+__all__ = ["Job", "find"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from types import FrameType
 
 from .. import buffer, data
 from ..errors import NonFiniteError
-from .job import Job
+from .job import Job, find
 from .plot import plot_losses
 from .runs import Run, refuse_run_in
 from .settings import Settings
@@ -52,7 +53,7 @@ def start(settings: Settings, out: Path | None, sample: int) -> int:
     settings.checked()
     if out is not None:
         refuse_run_in(out)  # before the work of reading the text
-    with _counting() as memory:
+    with _counting(settings) as memory:
         job = Job(settings)
         config = job.describe()
         with Run.create(out) as run:
@@ -63,8 +64,9 @@ def start(settings: Settings, out: Path | None, sample: int) -> int:
 
 def resume(run: Run, sample: int) -> int:
     """Go on with `run`; the exit code."""
-    with _counting() as memory:
-        job = Job(Settings.of(run.config["settings"]))
+    settings = Settings.of(run.config["settings"])
+    with _counting(settings) as memory:
+        job = Job(settings)
         job.restore(run)
         return _complete(job, run, memory, sample)
 
@@ -73,6 +75,8 @@ def _complete(job: Job, run: Run, memory: buffer.LiveBytes, sample: int) -> int:
     """Take the steps that are left, show what came of them; the exit code."""
     steps = job.settings.steps
     print(f"{run.config['data']['description']}\n{job.model.num_parameters():,} parameters on {job.engine}")
+    if job.checkpoints:
+        print("\n".join(textwrap.fill(line, 80) for line in job.checkpoints.splitlines()))
     for name, loss in run.config["baselines"].items():
         print(f"held-out loss of a {name} table: {loss:.3f} nats per byte")
     print(
@@ -128,9 +132,9 @@ def take_steps(job: Job, run: Run, stop: Stop, memory: buffer.LiveBytes) -> None
 
 
 @contextmanager
-def _counting() -> Iterator[buffer.LiveBytes]:
-    """What counts the memory that is taken inside the block."""
-    memory = buffer.LiveBytes()
+def _counting(settings: Settings) -> Iterator[buffer.LiveBytes]:
+    """What counts the memory that is taken inside the block, on the device to train on."""
+    memory = buffer.LiveBytes(find(settings.device))
     buffer.observers.append(memory)
     try:
         yield memory

@@ -29,7 +29,7 @@ from ..tensor import Tensor
 if sys.platform != "win32":
     import fcntl
 
-VERSION = 1  # of the files in the folder
+VERSION = 2  # of the files in the folder; in 1, checkpointing was false or true
 _KEYS = {"version", "gpuad", "engine", "settings", "data", "baselines"}
 Tensors = Mapping[str, Tensor]
 
@@ -62,6 +62,7 @@ class Run:
             raise DataError(f"{folder} holds no run: there is no {error.filename}") from None
         except (OSError, ValueError) as error:
             raise DataError(f"the run in {folder} cannot be read: {error}") from None
+        _bring_up_to_date(config)
         run = cls(folder, config, _claimed(metrics, folder))
         if not isinstance(config, dict) or config.get("version") != VERSION or not config.keys() >= _KEYS:
             run.close()
@@ -132,6 +133,15 @@ class Run:
             for prefix in ("model.", "optimizer.")
         )
         return weights, optimizer, progress
+
+
+def _bring_up_to_date(config: Any) -> None:
+    """Make of a config of version 1 what it would be now."""
+    if isinstance(config, dict) and config.get("version") == 1 and isinstance(config.get("settings"), dict):
+        settings = config["settings"]
+        if type(settings.get("checkpointing")) is bool:
+            settings["checkpointing"] = "every" if settings["checkpointing"] else "none"
+            config["version"] = VERSION
 
 
 def refuse_run_in(folder: Path) -> None:

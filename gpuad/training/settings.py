@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import DataError
+from ..memory.sizes import parse_bytes
+
+CHECKPOINTING = ("none", "auto", "sqrt", "every")  # or a number of bytes
 
 
 def _option(default: Any, metavar: str, text: str) -> Any:
@@ -29,7 +32,7 @@ class Settings:
     learning_rate: float = _option(3e-3, "X", "the highest, after the warm-up")
     dropout: float = _option(0.0, "P", "chance of each activation to be dropped")
     seed: int = _option(0, "N", "decides weights, order of the text, dropout, sample")
-    checkpointing: bool = _option(False, "", "use less memory: compute blocks again in the backward pass")
+    checkpointing: str = _option("none", "HOW", "none, auto, sqrt, every, or the most memory that it may take: 24GiB")
     save_every: int = _option(100, "N", "steps between saved states, with held-out losses")
     warmup: int = 100  # steps, or a tenth of them all if that is less
     final_rate: float = 0.1  # of the learning rate, at the last step
@@ -67,6 +70,14 @@ class Settings:
             raise DataError(f"--learning-rate must be a positive number, got {self.learning_rate}")
         if not 0 <= self.seed < 1 << 64:
             raise DataError(f"--seed must be at least 0 and below 2**64, got {self.seed}")
+        if self.checkpointing not in CHECKPOINTING:
+            try:
+                parse_bytes(self.checkpointing)
+            except DataError:
+                raise DataError(
+                    f"--checkpointing is one of {', '.join(CHECKPOINTING)}, or a number of bytes such as 24GiB, got"
+                    f" {self.checkpointing!r}"
+                ) from None
         return self
 
 
