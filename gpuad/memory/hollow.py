@@ -33,6 +33,7 @@ class Counting:
     def __init__(self, device: Device) -> None:
         self.device = device
         self.live = self.peak = self.made = self.flops = 0
+        self.new: set[int] = set()  # the ids of what has been made since `begin`, and is alive
         self.brought: dict[int, tuple[Array, Array]] = {}  # by id: an array from outside, and what stands for it
         self.bringing = False
 
@@ -42,8 +43,9 @@ class Counting:
         return self.flops + FLOPS_A_BYTE * self.made
 
     def begin(self) -> tuple[int, int]:
-        """The bytes alive and the work done so far; `peak` is of what follows."""
+        """The bytes alive and the work done so far; `peak` and `new` are of what follows."""
         self.peak = self.live
+        self.new.clear()
         return self.live, self.work
 
     def bring(self, array: Array) -> Array:
@@ -52,7 +54,8 @@ class Counting:
             return array
         if id(array) not in self.brought:
             self.bringing = True
-            self.brought[id(array)] = array, self.device.allocate(array.shape, array.dtype)
+            category = "temporary" if array.buffer is None else array.buffer.category
+            self.brought[id(array)] = array, self.device.allocate(array.shape, array.dtype, category)
             self.bringing = False
         return self.brought[id(array)][1]
 
@@ -62,11 +65,13 @@ class Counting:
             self.live += buffer.nbytes
             self.made += buffer.nbytes
             self.peak = max(self.peak, self.live)
+            self.new.add(id(buffer))
 
     def freed(self, buffer: Buffer) -> None:
         """Count `buffer` out."""
         if buffer.device is self.device:
             self.live -= buffer.nbytes
+            self.new.discard(id(buffer))
 
     def ran(self, op: Any, arrays: list[Any], params: dict[str, Any]) -> None:
         """Count the arithmetic of an op."""

@@ -9,7 +9,6 @@ from statistics import median
 from typing import Any
 
 from ..array import Array
-from ..dtype import is_float
 from ..errors import DataError
 from ..fuse.plan import realize_all
 from ..node import Leaf
@@ -17,6 +16,7 @@ from ..ops.create import ones_like
 from ..remat import schedule as schedules
 from ..remat.chain import Backward, Chain
 from ..remat.draws import undrawn
+from ..remat.part import varies
 from ..remat.schedule import Schedule
 from ..remat.stage import Captured, Form, Stage, Taped, taken_apart
 from ..tape import sweep
@@ -33,7 +33,8 @@ Functions = Sequence[Callable[[Any], Any]]
 class Measured:
     """The functions of a chain as a planner sees them, and the bytes that are there from beginning to end.
 
-    These are the chain's input, its result and the cotangent of that, which whoever calls the chain may hold.
+    These are the chain's input, its result and the cotangent of that, which whoever calls the chain may hold, and
+    what identifies the values of the first run.
     """
 
     stages: list[schedules.Stage]
@@ -48,6 +49,7 @@ class _Ran:
     arrays: list[Array]
     results: list[Array]
     output: int  # bytes
+    besides: int  # that stay besides: digests of values, and what the function keeps itself
     forward: int
     work: int
 
@@ -60,32 +62,35 @@ def measure(fns: Functions, x: Any, determinism: str, generators: Sequence[Any])
     form, tensors = taken_apart(x, lambda leaf: True)
     if not tensors:
         raise DataError("a plan needs the input of its functions, with a tensor at least\n  give it as x")
-    varying = [t.trace is not None or t.link is not None for t in tensors]
+    varying = [varies(t) for t in tensors]
     with undrawn(generators), counting(stand_in_for(tensors[0].device)) as count:
         arrays = [count.bring(t.array) for t in tensors]
         captured = Captured()
         ran: list[_Ran] = []
         for f in fns:
             stage = Stage(f, form, varying, determinism, generators)
-            form, varying, found = _forward(count, stage, arrays, captured)
+            form, found = _forward(count, stage, arrays, captured)
             ran.append(found)
-            arrays = found.results
+            arrays, varying = found.results, stage.differentiable
         leaves: dict[Leaf, Tensor] = {}
         stages = [_backward(count, item, captured, leaves) for item in reversed(ran)][::-1]
     last = stages[-1]
-    first = sum(t.array.nbytes for t in tensors) + last.output + last.cotangent
+    first = sum(t.array.nbytes for t in tensors) + last.output + last.cotangent + sum(item.besides for item in ran)
     stages[-1] = replace(last, output=0, cotangent=0, taped=last.taped - last.output)
     return Measured(stages, first)
 
 
-def _forward(count: Counting, stage: Stage, arrays: list[Array], captured: Captured) -> tuple[Form, list[bool], _Ran]:
+def _forward(count: Counting, stage: Stage, arrays: list[Array], captured: Captured) -> tuple[Form, _Ran]:
     """Run a stage without a tape."""
     live, work = count.begin()
-    form, tensors, varying, _ = stage.first(arrays, captured, taped=False)
+    form, tensors, _ = stage.first(arrays, captured, taped=False)
     results = [t.array for t in tensors]
     realize_all(results)
     del tensors
-    return form, varying, _Ran(stage, arrays, results, count.live - live, count.peak - live, count.work - work)
+    buffers = {id(y.buffer): y.buffer for y in results}
+    output = sum(buffer.nbytes for key, buffer in buffers.items() if buffer is not None and key in count.new)
+    besides = count.live - live - output
+    return form, _Ran(stage, arrays, results, output, besides, count.peak - live, count.work - work)
 
 
 def _backward(count: Counting, ran: _Ran, captured: Captured, leaves: dict[Leaf, Tensor]) -> schedules.Stage:
@@ -96,7 +101,7 @@ def _backward(count: Counting, ran: _Ran, captured: Captured, leaves: dict[Leaf,
     tensors, tape = stage.again(ran.arrays, given, captured.ends, taped=True)
     realize_all([t.array for t in tensors])
     taped, held, forward_work = count.peak - live, count.live - live, count.work - work
-    cotangents = [_like(count, y) for y in ran.results]
+    cotangents = _cotangents(count, ran.results, stage.differentiable)
     cotangent = count.live - live - held
     del tensors
     _, work = count.begin()
@@ -106,7 +111,7 @@ def _backward(count: Counting, ran: _Ran, captured: Captured, leaves: dict[Leaf,
     gradient = count.live - live
 
     again, _ = count.begin()
-    cotangents = [_like(count, y) for y in ran.results]
+    cotangents = _cotangents(count, ran.results, stage.differentiable)
     _, work = count.begin()
     _, tape = stage.again(ran.arrays, given, captured.ends, taped=True)
     _pull(_taped(tape), cotangents, {})
@@ -131,8 +136,10 @@ def _pull(tape: Taped, cotangents: list[Any], leaves: dict[Leaf, Tensor]) -> Non
     realize_all([t.array for t in (*found, *leaves.values())])
 
 
-def _like(count: Counting, array: Array) -> Tensor | None:
-    return Tensor(count.device.allocate(array.shape, array.dtype)) if is_float(array.dtype) else None
+def _cotangents(count: Counting, results: Sequence[Array], differentiable: list[bool]) -> list[Any]:
+    return [
+        Tensor(count.device.allocate(y.shape, y.dtype)) if flows else None for y, flows in zip(results, differentiable)
+    ]
 
 
 def peak(fns: Functions, x: Any, schedule: Schedule, determinism: str, generators: Sequence[Any]) -> int:
@@ -142,13 +149,13 @@ def peak(fns: Functions, x: Any, schedule: Schedule, determinism: str, generator
     with undrawn(generators), counting(stand_in_for(tensors[0].device)) as count:
         inputs = [Tensor(count.bring(t.array)) for t in tensors]
         for k, t in enumerate(tensors):
-            if t.trace is not None or t.link is not None:
+            if varies(t):
                 inputs[k] = Tensor(inputs[k], trace, (Leaf(None, None), 0))
         live, _ = count.begin()
         chain = Chain(fns, determinism, generators)
         chain.first(form.filled(inputs), schedule)
         results, chain.results = chain.results, ()
-        cotangents = [_like(count, y) for y in results]
+        cotangents = _cotangents(count, results, chain.differentiable)
         given = [count.bring(x.array) for x in chain.captured.tensors]
         left, chain.left = chain.left, None
         assert left is not None
@@ -161,7 +168,7 @@ def peak(fns: Functions, x: Any, schedule: Schedule, determinism: str, generator
 def clocked(fns: Functions, x: Any, measured: Measured, generators: Sequence[Any]) -> Measured:
     """The same with the times that the functions take on real values, in seconds: medians of REPEATS."""
     form, tensors = taken_apart(x, lambda leaf: True)
-    varying = [t.trace is not None or t.link is not None for t in tensors]
+    varying = [varies(t) for t in tensors]
     arrays = [t.array for t in tensors]
     found = []
     with undrawn(generators):
@@ -170,10 +177,12 @@ def clocked(fns: Functions, x: Any, measured: Measured, generators: Sequence[Any
             for _ in range(1 + REPEATS):  # the first compiles kernels
                 stage, captured = Stage(f, form, varying, "off", generators), Captured()
                 began = time.perf_counter()
-                result, tensors, varying_then, _ = stage.first(arrays, captured, taped=False)
+                result, tensors, _ = stage.first(arrays, captured, taped=False)
                 _finish(tensors)
                 forwards.append(time.perf_counter() - began)
-                cotangents: list[Any] = [ones_like(y) if is_float(y.dtype) else None for y in tensors]
+                cotangents: list[Any] = [
+                    ones_like(y) if flows else None for y, flows in zip(tensors, stage.differentiable)
+                ]
                 began = time.perf_counter()
                 given = [x.array for x in captured.tensors]
                 again, tape = stage.again(arrays, given, captured.ends, taped=True)
@@ -191,7 +200,7 @@ def clocked(fns: Functions, x: Any, measured: Measured, generators: Sequence[Any
                     output_time=unneeded * forward,
                 )
             )
-            form, varying, arrays = result, varying_then, [t.array for t in tensors]
+            form, varying, arrays = result, stage.differentiable, [t.array for t in tensors]
     return Measured(found, measured.first)
 
 

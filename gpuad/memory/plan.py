@@ -9,6 +9,8 @@ A plan is made by dry runs of the functions, on the shapes of `x`; nothing is co
 
 from __future__ import annotations
 
+import math
+import textwrap
 import types
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,8 +20,8 @@ from weakref import ref
 from ..array import describe
 from ..errors import DataError
 from ..remat import schedule as schedules
-from ..remat.chain import run
-from ..remat.part import name_of
+from ..remat.chain import is_watched, run
+from ..remat.part import name_of, varies
 from ..remat.record import DETERMINISM
 from ..remat.schedule import Cost, Schedule, Tape, none, runs, simulate
 from ..tensor import Tensor
@@ -32,8 +34,9 @@ from .sizes import parse_bytes
 
 LITTLE = 0.05  # of the bytes: who saves less has checkpointed in vain
 MOVED_BYTE = 8192  # moving a byte to the host or back takes as long as this many operations
+FEW = 32  # segments at most of which every number is tried
 HOST_BANDWIDTH = 25e9  # bytes a second, of PCI Express 4.0 with 16 lanes
-
+WIDTH = 80  # columns of text
 
 WHOLE: dict[Any, Callable[[int], Schedule]] = {
     "every": schedules.every,
@@ -48,15 +51,16 @@ class Plan:
 
     `peak` is the most bytes that it takes, forward and backward: input, what is kept, computed again, cotangents,
     gradients of what the functions capture, and the result, but nothing else that exists before.  `extra` is the work
-    of computing again, in forward passes.  Both are predicted.
+    of computing again, in forward passes.  Both are predicted, for a derivative that no other transformation looks on:
+    a second derivative takes more, and so does grad() with respect to `x` alone while parameters require grad.
     """
 
     def __init__(
         self, fns: Functions, x: Any, measured: Measured, schedule: Schedule, peak: int, options: dict[str, Any]
     ) -> None:
         self.fns, self.measured, self.schedule, self.peak, self.options = tuple(fns), measured, schedule, peak, options
-        self.made_for = [describe(t) for t in leaves(x) if isinstance(t, Tensor)]
-        self.nbytes = [t.array.nbytes for t in leaves(x) if isinstance(t, Tensor)]
+        self.made_for = [_described(t) for t in _tensors(x)]
+        self.inputs = [(t.array.nbytes, varies(t)) for t in _tensors(x)]
 
     def cost(self, schedule: Schedule) -> Cost:
         """What another schedule of the same functions would take."""
@@ -72,41 +76,45 @@ class Plan:
         return spent / (sum(stage.forward_time for stage in self.measured.stages) or 1.0)
 
     def __call__(self, x: Any) -> Any:
-        """What the last function returns for `x`, which takes no more bytes than what the plan was made for."""
-        given = [t for t in leaves(x) if isinstance(t, Tensor)]
-        if len(given) != len(self.nbytes) or any(t.array.nbytes > n for t, n in zip(given, self.nbytes, strict=True)):
+        """What the last function returns for `x`, which takes no more bytes than what the plan was made for.
+
+        Nor is a derivative taken with respect to more of it.
+        """
+        given = _tensors(x)
+        if len(given) != len(self.inputs) or any(
+            t.array.nbytes > nbytes or varies(t) > varied for t, (nbytes, varied) in zip(given, self.inputs)
+        ):
             raise DataError(
-                f"a plan for {', '.join(self.made_for)} got {', '.join(describe(t) for t in given) or 'no tensor'}\n"
-                "  make another plan for it"
+                f"a plan for {', '.join(self.made_for)} got {', '.join(map(_described, given)) or 'no tensor'}\n"
+                "  make another plan for it, of an input that requires grad if a derivative flows through"
             )
         return run(self.fns, x, self.schedule, **self.options)
 
     def explain(self) -> str:
         """What each function does, and what the usual schedules would take, as text of up to 80 columns."""
         n, total = len(self.fns), self.in_forward_passes
+        made_for = f"{n} functions for {', '.join(self.made_for)}"
         lines = [
-            f"{n} functions for {', '.join(self.made_for)}: peak {show(self.peak)}, {self.extra:.2f} forward passes"
-            " computed again",
+            *textwrap.wrap(made_for, WIDTH),
+            f"peak {show(self.peak)}, {self.extra:.2f} forward passes computed again",
             "",
-            f"{'functions':>12}  {'':24} {'runs':>4}  {'kept by a tape':>14}  then",
+            f"{'functions':>10}  {'':20}  {'runs':>4}  {'tape keeps':>10}  then",
         ]
-        done, often = self._done(), runs(self.schedule, n)
+        rows = list(zip(map(self._name, range(n)), runs(self.schedule, n), map(self._kept, range(n)), self._done()))
         begin = 0
         for end in range(1, n + 1):
-            if end == n or (done[end], often[end], self._kept(end), self._name(end)) != (
-                *(done[begin], often[begin], self._kept(begin), self._name(begin)),
-            ):
+            if end == n or rows[end] != rows[begin]:
                 where = f"{begin}" if end == begin + 1 else f"{begin} to {end - 1}"
-                kept = show(self._kept(begin))
-                lines.append(f"{where:>12}  {self._name(begin):24} {often[begin]:>4}  {kept:>14}  {done[begin]}")
+                name, often, kept, done = rows[begin]
+                lines.append(f"{where:>10}  {name:20}  {often:>4}  {show(kept):>10}  {done}")
                 begin = end
-        lines += ["", f"{'schedule':>12}  {'peak':>12}  {'forward passes again':>20}"]
+        lines += ["", f"{'schedule':>10}  {'peak':>10}  {'forward passes again':>20}"]
         for name, schedule in self.usual().items():
             cost = self.cost(schedule)
-            lines.append(f"{name:>12}  {show(cost.peak):>12}  {total(cost.extra_time):>20.2f}")
-        lines.append(f"{'this plan':>12}  {show(self.peak):>12}  {self.extra:>20.2f}")
+            lines.append(f"{name:>10}  {show(cost.peak):>10}  {total(cost.extra_time):>20.2f}")
+        lines.append(f"{'this plan':>10}  {show(self.peak):>10}  {self.extra:>20.2f}")
         if (advice := self.advice()) is not None:
-            lines += ["", advice]
+            lines += ["", *textwrap.wrap(advice, WIDTH)]
         return "\n".join(lines)
 
     def usual(self) -> dict[str, Schedule]:
@@ -121,23 +129,30 @@ class Plan:
 
     def _name(self, s: int) -> str:
         name = name_of(self.fns[s])
-        return name if len(name) <= 24 else name[:23] + "…"
+        return name if len(name) <= 20 else name[:19] + "…"
 
     def _kept(self, s: int) -> int:
         stage = self.measured.stages[s]
         return stage.output + stage.saved
 
     def _done(self) -> list[str]:
-        """What the first run does with each function."""
+        """What is done with each function: kept, or computed again, from an input that may wait on the host."""
         found: list[str] = []
         for item in self.schedule:
             if isinstance(item, Tape):
                 found.append("kept")
             else:
                 together = f" with {item.first} to {item.last}" if item.last > item.first else ""
-                moved = ", its input on the host" if item.offload else ""
-                found += [f"computed again{together}{moved}"] * (item.last - item.first + 1)
+                found += [f"{'host, ' * item.offload}again{together}"] * (item.last - item.first + 1)
         return found
+
+
+def _tensors(x: Any) -> list[Tensor]:
+    return [t for t in leaves(x) if isinstance(t, Tensor)]
+
+
+def _described(x: Tensor) -> str:
+    return f"{describe(x)} with a derivative" if varies(x) else describe(x)
 
 
 def saves_little(measured: Measured, name: Callable[[int], str]) -> str | None:
@@ -171,11 +186,12 @@ def plan(
     """The schedule of least work for the chain `fns` whose peak is at most `budget`, `x` being given to the first.
 
     `budget` is bytes, a text such as "12GiB", or a fraction (a float up to 1.0) of what no checkpoint takes; what it
-    counts is what `Plan.peak` does.  Bytes are found by dry runs.  With `time` "flops" work is counted as arithmetic
-    operations, with "profile" the functions run a few times and are timed.  With `offload` inputs of checkpointed
-    functions may wait in pinned memory of the host, on a GPU; parameters never do.  For `determinism` and `generators`
-    see `checkpoint`.  A DataError states the least budget if none fits; a warning what takes the memory if checkpoints
-    save hardly any.  Dynamic programming after Beaumont et al., "Optimal checkpointing for heterogeneous chains", 2019.
+    counts is what `Plan.peak` does.  `x` requires grad if a derivative is to flow through it.  Bytes are found by dry
+    runs.  With `time` "flops" work is counted as arithmetic operations, with "profile" the functions run a few times
+    and are timed.  With `offload` inputs of checkpointed functions may wait in pinned memory of the host where they are
+    on a GPU; parameters never do.  For `determinism` and `generators` see `checkpoint`.  A DataError states the least
+    budget if none fits; a warning what takes the memory if checkpoints save hardly any.  Dynamic programming after
+    Beaumont et al., "Optimal checkpointing for heterogeneous chains", 2019.
     """
     _check(fns, determinism)
     if time not in ("flops", "profile"):
@@ -183,20 +199,16 @@ def plan(
     measured = measure(fns, x, determinism, generators)
     if time == "profile":
         measured = clocked(fns, x, measured, generators)
-    stages, first = measured.stages, measured.first
-    most = simulate(stages, none(len(stages)), first).peak
+    options: dict[str, Any] = {"determinism": determinism, "generators": generators}
+    most = peak(fns, x, none(len(fns)), **options)
     limit = _limit(budget, most)
     bandwidth = None
-    if offload:
+    if offload and _tensors(x)[0].device.offloads:
         bandwidth = HOST_BANDWIDTH if time == "profile" else 1 / MOVED_BYTE
-    options = {"determinism": determinism, "generators": generators}
-    planner, room = Planner(stages, first, bandwidth), limit
-    while True:
-        schedule = _cheapest(planner, measured, room, bandwidth)
-        found = peak(fns, x, schedule, determinism, generators)
-        if found <= limit:
-            break
-        room -= found - limit  # the planner's account of a function differed from the dry run of all
+    if limit < most:
+        schedule, found = _fitting(fns, x, measured, limit, bandwidth, **options)
+    else:
+        schedule, found = none(len(fns)), most
     made = Plan(fns, x, measured, schedule, found, options)
     advice = made.advice()
     if advice is not None and limit < most:
@@ -204,12 +216,41 @@ def plan(
     return made
 
 
-def _cheapest(planner: Planner, measured: Measured, room: int, bandwidth: float | None) -> Schedule:
-    """The schedule within `room` of least work, of the planner's and the usual ones, which do not round bytes."""
+def _fitting(
+    fns: Functions, x: Any, measured: Measured, limit: int, bandwidth: float | None, **options: Any
+) -> tuple[Schedule, int]:
+    """The schedule of least work of which a dry run takes at most `limit`, and the bytes that it takes."""
     stages, first = measured.stages, measured.first
-    n = len(stages)
-    tried = [planner.best(room), *[segments_of(stages, k, first) for k in range(1, n + 1)]]
-    costs = [simulate(stages, schedule, first, bandwidth) for schedule in tried]
+    usual, least = _segmented(measured), math.inf
+    for rate in dict.fromkeys((bandwidth, None)):  # what goes to the host stays a little longer than is counted
+        planner, room = Planner(stages, first, rate), limit
+        while True:
+            room = max(room, planner.floor)
+            schedule = _cheapest([planner.best(room), *usual], measured, room, rate)
+            found = peak(fns, x, schedule, **options)
+            if found <= limit:
+                return schedule, found
+            least = min(least, found)
+            if room == planner.floor:
+                break
+            room = simulate(stages, schedule, first, rate).peak - 1
+    raise DataError(
+        f"no schedule of these {len(stages)} functions fits in {show(limit)}\n"
+        f"  the least that one takes is {least:.0f} bytes ({show(int(least))})"
+    )
+
+
+def _segmented(measured: Measured) -> list[Schedule]:
+    """Numbers of segments, which do not round bytes as the planner does."""
+    n = len(measured.stages)
+    # of a longer chain, for each length of a segment as few as can be
+    numbers = {*range(1, min(n, FEW) + 1), *[-(-n // length) for length in range(1, n + 1)]}
+    return [segments_of(measured.stages, k, measured.first) for k in sorted(numbers)]
+
+
+def _cheapest(tried: list[Schedule], measured: Measured, room: int, bandwidth: float | None) -> Schedule:
+    """The schedule within `room` of least work; the first is."""
+    costs = [simulate(measured.stages, schedule, measured.first, bandwidth) for schedule in tried]
     fitting = [k for k in range(len(tried)) if costs[k].peak <= room]
     return tried[min(fitting, key=lambda k: costs[k].extra_time)]
 
@@ -268,7 +309,9 @@ def checkpoint_sequential(
     options: dict[str, Any] = {"determinism": determinism, "generators": generators}
     if segments in WHOLE:
         return run(fns, x, WHOLE[segments](n), **options)
-    tensors = [t for t in leaves(x) if isinstance(t, Tensor)]
+    if not is_watched(x):
+        return run(fns, x, none(n), **options)
+    tensors = _tensors(x)
     key = (
         segments,
         determinism,
@@ -290,11 +333,13 @@ def _identity(f: Any) -> Any:
     if isinstance(f, types.FunctionType):
         return f.__code__
     if isinstance(f, types.MethodType):
-        return f.__func__.__code__, ref(f.__self__)
+        return _identity(f.__func__), _identity(f.__self__)
     try:
-        return ref(f)
+        found = ref(f)
+        hash(found)
     except TypeError:
         return id(f)
+    return found
 
 
 __all__ = ["Plan", "checkpoint_sequential", "plan"]

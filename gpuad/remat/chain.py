@@ -16,12 +16,13 @@ from ..array import Array
 from ..attribution import during
 from ..fuse.plan import realize_all
 from ..node import Leaf
+from ..op import Op
 from ..provenance import Site
 from ..tape import sweep
 from ..tensor import Tensor
 from ..trace import horizon, is_recording
 from .boundary import Boundary
-from .part import Rerun, name_of
+from .part import Rerun, name_of, varies
 from .record import Record
 from .schedule import Advance, Schedule, Tape, work
 from .stage import Captured, Form, Stage, Taped, taken_apart
@@ -35,11 +36,11 @@ def run(
     generators: Sequence[Any] = (),
 ) -> Any:
     """What the last of `fns` returns; `x`, a tree, is given to the first.  `schedule` is of just these functions."""
-    tensors = [leaf for leaf in tree.leaves(x) if isinstance(leaf, Tensor)]
-    if not is_recording() and not any(t.trace is not None and t.trace.id > horizon.get() for t in tensors):
+    if not is_watched(x):
         for f in fns:
             x = f(x)
         return x
+    tensors = [leaf for leaf in tree.leaves(x) if isinstance(leaf, Tensor)]
     chain = Chain(fns, determinism, generators)
     form = chain.first(x, schedule)
     if not form.places:
@@ -48,6 +49,12 @@ def run(
     results = chain(*tensors, *captured)
     del captured
     return form.filled(results if isinstance(results, tuple) else (results,))
+
+
+def is_watched(x: Any) -> bool:
+    """May a derivative be taken of what is computed of `x`: outside no_grad(), or by a newer transformation?"""
+    traces = [leaf.trace for leaf in tree.leaves(x) if isinstance(leaf, Tensor)]
+    return is_recording() or any(trace is not None and trace.id > horizon.get() for trace in traces)
 
 
 class Progress:
@@ -67,6 +74,7 @@ class Chain(Rerun):
 
     def __init__(self, fns: Sequence[Callable[[Any], Any]], determinism: str, generators: Sequence[Any]) -> None:
         self.name = f"checkpoint({name_of(fns[0])} .. {name_of(fns[-1])})"
+        self.account = Op(self.name, ())  # what boundaries are kept for
         self.fns, self.determinism, self.generators = fns, determinism, generators
         self.captured = Captured()
         self.stages: list[Stage] = []
@@ -79,16 +87,17 @@ class Chain(Rerun):
     def first(self, x: Any, schedule: Schedule) -> Form:
         """Run `schedule` on `x`, once: the form of what the last function returns."""
         form, tensors = taken_apart(x, lambda leaf: True)
-        varying = [t.trace is not None or t.link is not None for t in tensors]
+        varying = [varies(t) for t in tensors]
         arrays = [t.array for t in tensors]
         realize_all(arrays)
         self.schedule, self.arguments, self.left = schedule, len(arrays), Progress({}, {})
         for item in schedule:
             if isinstance(item, Advance):
-                self.left.boundaries[item.first] = Boundary(self, arrays)
+                self.left.boundaries[item.first] = Boundary(self.account, arrays)
             for s in range(item.first, item.last + 1):
                 stage = Stage(self.fns[s], form, varying, self.determinism, self.generators)
-                form, tensors, varying, taped = stage.first(arrays, self.captured, isinstance(item, Tape))
+                form, tensors, taped = stage.first(arrays, self.captured, isinstance(item, Tape))
+                varying = stage.differentiable
                 arrays = [t.array for t in tensors]
                 realize_all(arrays)
                 self.stages.append(stage)
@@ -98,7 +107,7 @@ class Chain(Rerun):
             if isinstance(item, Advance) and item.offload:
                 self.left.boundaries[item.first].offload()
         self.results = tuple(arrays)
-        self._returns(self.stages[-1].floats)
+        self._returns(self.stages[-1].differentiable)
         return form
 
     def evaluate(self, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Any:
@@ -174,15 +183,13 @@ class Backward:
                     self.cotangents = [None] * self.chain.arguments
                     return
             else:
-                boundary = self.left.boundaries[item.first]
-                boundary.fetch()
-                self.values = boundary.arrays
+                self.values = self.left.boundaries[item.first].fetched()
                 self.pending += work(item.inner)
 
     def _run_again(self, item: Tape | Advance) -> None:
         boundaries, taped = self.left.boundaries, isinstance(item, Tape)
         if not taped and item.first not in boundaries:
-            boundaries[item.first] = Boundary(self.chain, self.values)
+            boundaries[item.first] = Boundary(self.chain.account, self.values)
         for s in range(item.first, item.last + 1):
             with during("recompute"):
                 results, tape = self.chain.stages[s].again(
@@ -221,7 +228,7 @@ class Segment(Rerun):
         self.record = Record(self.name, stages[0].part.record.determinism)
         self.record.steps = [stage.step() for stage in stages]
         self.captured = sorted({k for stage in stages for k in stage.captured})
-        self._returns(stages[-1].floats)
+        self._returns(stages[-1].differentiable)
 
     def again(self, inputs: Sequence[Any], frame: list[Any]) -> list[Any]:
         """The results, computed again from `inputs`: what the first stage is given, then the captured tensors."""
@@ -245,4 +252,4 @@ def _are_plain(tensors: Sequence[Any]) -> bool:
     return all(t is None or (t.trace is None and t.link is None) for t in tensors)
 
 
-__all__ = ["run"]
+__all__ = ["is_watched", "run"]

@@ -15,14 +15,13 @@ from typing import Any
 from .. import tree
 from ..array import Array
 from ..attribution import during
-from ..dtype import is_float
 from ..errors import DataError
 from ..fuse.plan import realize_all
 from ..node import bottom
 from ..provenance import Site
 from ..tensor import Tensor
 from .draws import Draws
-from .part import Part, Rerun, name_of, result_of
+from .part import Part, Rerun, name_of, result_of, varies
 from .policies import Policy, policy_of
 from .record import DETERMINISM
 
@@ -91,9 +90,10 @@ def _first_run(part: Part, inputs: list[Tensor], policy: Policy | None) -> Any:
     realize_all(region.kept.values())
     arrays = (*[leaves[k].array for k in inside], *region.kept.values())
     del out
+    differentiable = [varies(leaves[k]) for k in inside]
     for k in inside:
         leaves[k] = None
-    op = Checkpointed(part, len(inputs), len(inside), list(region.kept), arrays)
+    op = Checkpointed(part, len(inputs), differentiable, list(region.kept), arrays)
     region.kept.clear()
     results = op(*inputs, *region.captured)
     op.arrays = ()
@@ -106,14 +106,19 @@ class Checkpointed(Rerun):
     """One checkpointed call: an op whose rules run the function again."""
 
     def __init__(
-        self, part: Part, arguments: int, results: int, kept: list[tuple[Any, ...]], arrays: tuple[Array, ...]
+        self,
+        part: Part,
+        arguments: int,
+        differentiable: list[bool],
+        kept: list[tuple[Any, ...]],
+        arrays: tuple[Array, ...],
     ) -> None:
         self.name = f"checkpoint({part.record.name})"
         self.keeper = f"policy of {self.name}"
-        self.part, self.arguments, self.results = part, arguments, results
+        self.part, self.arguments, self.results = part, arguments, len(differentiable)
         self.record = part.record
         self.kept = kept  # places of the values that a policy keeps, which are the outputs after the results
-        self._returns([is_float(a.dtype) for a in arrays[:results]], len(kept))
+        self._returns(differentiable, len(kept))
         self.arrays = arrays  # until they are handed out
 
     def evaluate(self, arrays: list[Any], params: dict[str, Any], site: Site | None) -> Any:

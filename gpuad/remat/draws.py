@@ -93,6 +93,7 @@ class Draws:
 def undrawn(generators: Sequence[Any] = ()) -> Iterator[None]:
     """Draw inside as one likes: afterwards everything is as if nothing had been."""
     draws = Draws(generators)
+    draws.cupy = 0  # any seed will do, and CuPy's own generator could not be put back
     try:
         with draws.recorded():
             yield

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import tree
+from ..dtype import is_float
 from ..errors import GpuadError, RecomputeError
 from ..node import Entry
 from ..op import Op
@@ -23,6 +24,11 @@ from .region import Region
 def name_of(f: Callable[..., Any]) -> str:
     """What messages call `f`."""
     return getattr(f, "__name__", type(f).__name__)
+
+
+def varies(x: Tensor) -> bool:
+    """May a derivative flow through `x`?"""
+    return is_float(x.dtype) and (x.link is not None if x.trace is None else not x.trace.is_constant(x))
 
 
 class Part:
@@ -129,4 +135,4 @@ class Rerun(Op):
         return [*slopes, *[None] * self.hidden] if len(self.outputs) > 1 else slopes[0]
 
 
-__all__ = ["Part", "Rerun", "name_of", "result_of"]
+__all__ = ["Part", "Rerun", "name_of", "result_of", "varies"]

@@ -8,11 +8,10 @@ from typing import Any
 
 from .. import tree
 from ..array import Array
-from ..dtype import is_float
 from ..node import Entry, Leaf
 from ..tensor import Tensor
 from ..trace import ReverseTrace
-from .part import Part, name_of, result_of
+from .part import Part, name_of, result_of, varies
 from .record import Step
 from .region import brought_in
 
@@ -85,14 +84,12 @@ class Stage:
         self.part = Part(lambda tensors: f(form.filled(tensors)), name_of(f), determinism, generators)
         self.varying = varying  # through which inputs may a derivative flow?
         self.captured: list[int] = []  # the numbers of the tensors that it captures, in its order
-        self.floats: list[bool] = []  # which results are
+        self.differentiable: list[bool] = []  # through which results may one flow?
 
-    def first(
-        self, arrays: list[Array], captured: Captured, taped: bool
-    ) -> tuple[Form, list[Tensor], list[bool], Taped | None]:
-        """Run it: the form of what it returns, the tensors in it, which of them vary, and the tape if it is `taped`."""
+    def first(self, arrays: list[Array], captured: Captured, taped: bool) -> tuple[Form, list[Tensor], Taped | None]:
+        """Run it: the form of what it returns, the tensors in it, and the tape if it is `taped`."""
         trace = ReverseTrace() if taped else None
-        entries = self._entries(arrays)
+        entries = self._entries()
 
         def inside(x: Tensor) -> Tensor:
             k = captured.number(x)
@@ -108,9 +105,8 @@ class Stage:
         form, wrapped = taken_apart(out, lambda y: y.trace is region)
         self.part.record.results = [result_of(y) for y in wrapped]
         results = [y.data for y in wrapped]
-        self.floats = [is_float(y.dtype) for y in results]
-        varying = [not region.is_constant(y) for y in wrapped]
-        return form, results, varying, None if trace is None else Taped(entries, results, trace)
+        self.differentiable = [varies(y) for y in wrapped]
+        return form, results, None if trace is None else Taped(entries, results, trace)
 
     def step(self) -> Step:
         """The first run, as a step of the record of a function that the chain runs in."""
@@ -122,7 +118,7 @@ class Stage:
     ) -> tuple[list[Tensor], Taped | None]:
         """Run it again: the tensors in what it returns, and the tape if it is `taped`."""
         trace = ReverseTrace() if taped else None
-        entries = self._entries(arrays)
+        entries = self._entries()
         inputs = [_entering(a, entry, trace) for a, entry in zip(arrays, entries, strict=True)]
         stand_ins = [_entering(captured[k], ends[k], trace) for k in self.captured]
         try:
@@ -132,11 +128,8 @@ class Stage:
                 trace.open = False
         return results, None if trace is None else Taped(entries, results, trace)
 
-    def _entries(self, arrays: list[Array]) -> list[Entry | None]:
-        return [
-            Entry(None, None) if varies and is_float(a.dtype) else None
-            for a, varies in zip(arrays, self.varying, strict=True)
-        ]
+    def _entries(self) -> list[Entry | None]:
+        return [Entry(None, None) if flows else None for flows in self.varying]
 
 
 def _entering(array: Array, end: Leaf | None, trace: ReverseTrace | None) -> Tensor:
