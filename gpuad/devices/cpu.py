@@ -153,6 +153,10 @@ class CPU(Device):
         from . import cpu_digest  # here, so that importing gpuad does not wait for it
 
         with self.lock:
+            if not data.flags.c_contiguous:
+                copy = self.allocate(data.shape, data.dtype, "workspace").data
+                copy[...] = data
+                data = copy
             return cpu_digest.digest(data)
 
     def synchronize(self) -> None:

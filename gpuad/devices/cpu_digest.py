@@ -21,15 +21,14 @@ ALONE = 1 << 18  # bytes up to which one thread does not call the others
 
 
 def digest(data: np.ndarray[Any, Any]) -> int:
-    """64 bits that depend on every byte of `data` and on its place, the same whatever the layout and the threads.
+    """64 bits that depend on every byte of contiguous `data` and on its place, the same whatever the threads.
 
     Called under the device's lock.
     """
     function = _function()
     if function is None:
         return fingerprint(data)
-    whole = np.ascontiguousarray(data)
-    address, nbytes = whole.__array_interface__["data"][0], whole.nbytes
+    address, nbytes = data.__array_interface__["data"][0], data.nbytes
     slots = (ctypes.c_int64 * 3)(address, nbytes, 0)
     place, items = ctypes.addressof(slots), -(-nbytes // PIECE)
     if nbytes <= ALONE:

@@ -215,9 +215,11 @@ _VALUE = "likely a source of numbers that gpuad does not know of, or memory that
 
 def _axes(array: Array) -> tuple[int, ...] | None:
     """The axes by how far apart their elements are in memory, the farthest first; None if they are in order."""
+    if array.data.flags.c_contiguous:
+        return None
     strides = array.data.strides
     axes = tuple(sorted(range(len(strides)), key=lambda k: -abs(strides[k])))
-    return None if axes == tuple(range(len(strides))) else axes
+    return axes
 
 
 def equal(a: Any, b: Any) -> bool:
