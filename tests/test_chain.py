@@ -20,7 +20,7 @@ from gpuad.op.unfused import Opaque
 from gpuad.remat.chain import run
 from gpuad.remat.schedule import (
     Advance,
-    Stage,
+    StageCost,
     Tape,
     all_,
     balanced,
@@ -413,8 +413,8 @@ class Units:
 
 def uniform(n, c):
     """The same as the planner sees them."""
-    inner = Stage(1, c - 1, c, c, c, cotangent=0, gradient=0, forward_time=1.0, backward_time=2.0)
-    last = Stage(0, c - 1, c - 1, c - 1, c - 1, cotangent=0, gradient=0, forward_time=1.0, backward_time=2.0)
+    inner = StageCost(1, c - 1, c, c, c, cotangent=0, gradient=0, forward_time=1.0, backward_time=2.0)
+    last = StageCost(0, c - 1, c - 1, c - 1, c - 1, cotangent=0, gradient=0, forward_time=1.0, backward_time=2.0)
     return [*[inner] * (n - 1), last]
 
 

@@ -25,7 +25,7 @@ from gpuad.memory.plan import checkpoint_sequential
 from gpuad.memory.planner import Planner, segments
 from gpuad.models import GPT, GPTConfig
 from gpuad.remat.chain import run
-from gpuad.remat.schedule import Advance, Stage, Tape, all_, balanced, every, none, segmented, simulate
+from gpuad.remat.schedule import Advance, StageCost, Tape, all_, balanced, every, none, segmented, simulate
 
 
 @pytest.fixture(params=["numpy", "compiled"])
@@ -504,7 +504,7 @@ def test_what_checkpoints_cannot_save_is_a_warning():
 
 
 def test_few_numbers_of_segments_of_a_long_chain_are_tried():
-    stages = [Stage(1000 + k % 7, 5000, 3000, 9000, 12000, 1000, 100, 1.0, 2.0) for k in range(256)]
+    stages = [StageCost(1000 + k % 7, 5000, 3000, 9000, 12000, 1000, 100, 1.0, 2.0) for k in range(256)]
     tried = importlib.import_module("gpuad.memory.plan")._segmented(Measured(stages, 0))
     assert len(tried) < 64
     least = lambda found: min(simulate(stages, schedule).peak for schedule in found)

@@ -8,7 +8,7 @@ import pytest
 
 from gpuad.errors import DataError
 from gpuad.memory.planner import Planner, balance, best, floor, segments
-from gpuad.remat.schedule import Advance, Stage, Tape, all_, balanced, every, log, none, segmented, simulate
+from gpuad.remat.schedule import Advance, StageCost, Tape, all_, balanced, every, log, none, segmented, simulate
 
 SIZES = (8, 16, 32, 64, 128, 256)
 
@@ -34,8 +34,8 @@ PLANNED = {
 
 def uniform(n, c):
     """`n` stages of the tables: each boundary is one unit, the loss nothing, and a tape keeps `c` units."""
-    inner = Stage(1, c - 1, c, c, c, cotangent=0, gradient=0, forward_time=1.0, backward_time=2.0)
-    last = Stage(0, c - 1, c - 1, c - 1, c - 1, cotangent=0, gradient=0, forward_time=1.0, backward_time=2.0)
+    inner = StageCost(1, c - 1, c, c, c, cotangent=0, gradient=0, forward_time=1.0, backward_time=2.0)
+    last = StageCost(0, c - 1, c - 1, c - 1, c - 1, cotangent=0, gradient=0, forward_time=1.0, backward_time=2.0)
     return [*[inner] * (n - 1), last]
 
 
@@ -43,7 +43,7 @@ def drawn(seed, n, most=6):
     """A chain whose stages differ in everything."""
     draw = random.Random(seed).randint
     return [
-        Stage(
+        StageCost(
             output=draw(1, most),
             saved=draw(0, 2 * most),
             forward=draw(0, 2 * most),
@@ -133,12 +133,12 @@ def test_sixteen_segments_of_31_layers_are_balanced():
 
 
 def test_each_run_of_a_recomputation_stops_before_the_output():
-    stages = [Stage(1, 0, 1, 1, 1, 0, 0, 4.0, 1.0, output_time=3.0)] * 3
+    stages = [StageCost(1, 0, 1, 1, 1, 0, 0, 4.0, 1.0, output_time=3.0)] * 3
     assert simulate(stages, every(3)).extra_time == 2 * (4.0 - 3.0)
 
 
 def test_a_transfer_takes_time_both_ways():
-    stages = [Stage(6, 0, 6, 6, 6, 0, 0, 1.0, 1.0)] * 3
+    stages = [StageCost(6, 0, 6, 6, 6, 0, 0, 1.0, 1.0)] * 3
     inner = Advance(1, 1, (Tape(1),), offload=True)
     schedule = (Advance(0, 0, (Tape(0),)), inner, Tape(2))
     assert simulate(stages, schedule, bandwidth=3.0).extra_time == 2 + 2 * 6 / 3
@@ -152,7 +152,7 @@ def test_a_transfer_takes_time_both_ways():
 def test_the_planner_finds_the_binomial_schedule(n, held):
     """Revolve: r n - C(s + r, r - 1) extra runs where s inputs are held, and r is the first with C(s + r, s) >= n."""
     tape = held + 1  # so much that two never fit
-    stages = [Stage(1, tape, 1, tape + 1, tape + 1, 0, 0, 1.0, 1.0)] * n
+    stages = [StageCost(1, tape, 1, tape + 1, tape + 1, 0, 0, 1.0, 1.0)] * n
     r = next(r for r in itertools.count() if math.comb(held + r, held) >= n)
     budget = held + 1 + tape + 1  # and the input of the stage that is taped, and its output
     assert simulate(stages, best(stages, budget, first=1), first=1).extra == r * n - math.comb(held + r, r - 1)
@@ -218,7 +218,7 @@ def test_budgets_beyond_all_tapes_plan_no_checkpoints():
 
 
 def test_one_stage_is_taped():
-    stages = [Stage(4, 3, 5, 8, 9, 4, 2, 1.0, 1.0)]
+    stages = [StageCost(4, 3, 5, 8, 9, 4, 2, 1.0, 1.0)]
     planner = Planner(stages, first=10)
     assert planner.floor == 10 + 4 + 8  # the input, the cotangent of the output, and the run with a tape
     assert planner.best(planner.floor) == none(1) == all_(1) == log(1) == every(1)

@@ -27,13 +27,14 @@ def stand_in_for(device: Device) -> Device:
 class Counting:
     """What is made on a meta device: bytes alive and the most there were, bytes in all, and arithmetic operations.
 
-    What is brought in is not counted.
+    What is brought in is not counted, nor what another thread or a dry run inside this one makes.
     """
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self.live = self.peak = self.made = self.flops = 0
-        self.new: set[int] = set()  # the ids of what has been made since `begin`, and is alive
+        self.counted: set[int] = set()  # the ids of what is alive
+        self.new: set[int] = set()  # those of what has been made since `begin`
         self.brought: dict[int, tuple[Array, Array]] = {}  # by id: an array from outside, and what stands for it
         self.bringing = False
 
@@ -61,7 +62,8 @@ class Counting:
 
     def allocated(self, buffer: Buffer) -> None:
         """Count `buffer` in."""
-        if buffer.device is self.device and not self.bringing:
+        if buffer.device is self.device and not self.bringing and self._is_asked():
+            self.counted.add(id(buffer))
             self.live += buffer.nbytes
             self.made += buffer.nbytes
             self.peak = max(self.peak, self.live)
@@ -69,13 +71,19 @@ class Counting:
 
     def freed(self, buffer: Buffer) -> None:
         """Count `buffer` out."""
-        if buffer.device is self.device:
-            self.live -= buffer.nbytes
+        if id(buffer) in self.counted:
+            self.counted.remove(id(buffer))
             self.new.discard(id(buffer))
+            self.live -= buffer.nbytes
 
     def ran(self, op: Any, arrays: list[Any], params: dict[str, Any]) -> None:
         """Count the arithmetic of an op."""
-        self.flops += flops_of(op, arrays, params)
+        if self._is_asked():
+            self.flops += flops_of(op, arrays, params)
+
+    def _is_asked(self) -> bool:
+        """Does this run bring in what comes from outside, here and now?"""
+        return from_outside.get() == self.bring
 
     def _nothing(self, *_: Any) -> None:
         """What else a watcher is told."""

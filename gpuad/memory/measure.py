@@ -9,15 +9,14 @@ from statistics import median
 from typing import Any
 
 from ..array import Array
-from ..errors import DataError
+from ..errors import DataError, DeviceError
 from ..fuse.plan import realize_all
 from ..node import Leaf
 from ..ops.create import ones_like
-from ..remat import schedule as schedules
 from ..remat.chain import Backward, Chain
 from ..remat.draws import undrawn
-from ..remat.part import varies
-from ..remat.schedule import Schedule
+from ..remat.part import name_of, varies
+from ..remat.schedule import Schedule, StageCost
 from ..remat.stage import Captured, Form, Stage, Taped, taken_apart
 from ..tape import sweep
 from ..tensor import Tensor
@@ -37,7 +36,7 @@ class Measured:
     what identifies the values of the first run.
     """
 
-    stages: list[schedules.Stage]
+    stages: list[StageCost]
     first: int
 
 
@@ -61,7 +60,10 @@ def measure(fns: Functions, x: Any, determinism: str, generators: Sequence[Any])
     """
     form, tensors = taken_apart(x, lambda leaf: True)
     if not tensors:
-        raise DataError("a plan needs the input of its functions, with a tensor at least\n  give it as x")
+        raise DataError(
+            f"a plan needs the input of its functions, with a tensor at least, got {type(x).__name__}\n"
+            "  give it as x, made by gpuad.asarray()"
+        )
     varying = [varies(t) for t in tensors]
     with undrawn(generators), counting(stand_in_for(tensors[0].device)) as count:
         arrays = [count.bring(t.array) for t in tensors]
@@ -69,7 +71,13 @@ def measure(fns: Functions, x: Any, determinism: str, generators: Sequence[Any])
         ran: list[_Ran] = []
         for f in fns:
             stage = Stage(f, form, varying, determinism, generators)
-            form, found = _forward(count, stage, arrays, captured)
+            try:
+                form, found = _forward(count, stage, arrays, captured)
+            except DeviceError as error:
+                raise DataError(
+                    f"{name_of(f)}() cannot run on shapes alone, as it does for a plan: {error}\n"
+                    '  checkpoint_sequential(fns, x, "every"), "log" and "all" need no dry run'
+                ) from error
             ran.append(found)
             arrays, varying = found.results, stage.differentiable
         leaves: dict[Leaf, Tensor] = {}
@@ -93,7 +101,7 @@ def _forward(count: Counting, stage: Stage, arrays: list[Array], captured: Captu
     return form, _Ran(stage, arrays, results, output, besides, count.peak - live, count.work - work)
 
 
-def _backward(count: Counting, ran: _Ran, captured: Captured, leaves: dict[Leaf, Tensor]) -> schedules.Stage:
+def _backward(count: Counting, ran: _Ran, captured: Captured, leaves: dict[Leaf, Tensor]) -> StageCost:
     """Run it with a tape, twice: as the first run does, and as a later one, of whose results nobody asks."""
     stage, given = ran.stage, [count.bring(x.array) for x in captured.tensors]
 
@@ -115,7 +123,7 @@ def _backward(count: Counting, ran: _Ran, captured: Captured, leaves: dict[Leaf,
     _, work = count.begin()
     _, tape = stage.again(ran.arrays, given, captured.ends, taped=True)
     _pull(_taped(tape), cotangents, {})
-    return schedules.Stage(
+    return StageCost(
         output=ran.output,
         saved=max(0, held - ran.output),
         forward=ran.forward,

@@ -9,25 +9,27 @@ A plan is made by dry runs of the functions, on the shapes of `x`; nothing is co
 
 from __future__ import annotations
 
+import functools
 import math
 import textwrap
 import types
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 from weakref import ref
 
-from ..array import describe
+from ..array import Shape, describe
+from ..dtype import DType
 from ..errors import DataError
-from ..remat import schedule as schedules
 from ..remat.chain import is_watched, run
+from ..remat.draws import Draws
 from ..remat.part import name_of, varies
 from ..remat.record import DETERMINISM
 from ..remat.schedule import Cost, Schedule, Tape, none, runs, simulate
 from ..tensor import Tensor
 from ..tree import leaves
 from .measure import Functions, Measured, clocked, measure, peak
-from .planner import Planner
+from .planner import WHOLE, Planner
 from .planner import segments as segments_of
 from .profile import show
 from .sizes import parse_bytes
@@ -38,11 +40,6 @@ FEW = 32  # segments at most of which every number is tried
 HOST_BANDWIDTH = 25e9  # bytes a second, of PCI Express 4.0 with 16 lanes
 WIDTH = 80  # columns of text
 
-WHOLE: dict[Any, Callable[[int], Schedule]] = {
-    "every": schedules.every,
-    "log": schedules.log,
-    "all": schedules.all_,
-}
 KINDS = ("auto", "sqrt", *WHOLE)
 
 
@@ -60,7 +57,10 @@ class Plan:
     ) -> None:
         self.fns, self.measured, self.schedule, self.peak, self.options = tuple(fns), measured, schedule, peak, options
         self.made_for = [_described(t) for t in _tensors(x)]
-        self.inputs = [(t.array.nbytes, varies(t)) for t in _tensors(x)]
+        self.inputs = [(t.shape, t.dtype, varies(t)) for t in _tensors(x)]
+
+    def __repr__(self) -> str:
+        return f"<Plan of {_counted(self.fns)}: peak {show(self.peak)}, {self.extra:.2f} forward passes again>"
 
     def cost(self, schedule: Schedule) -> Cost:
         """What another schedule of the same functions would take."""
@@ -76,14 +76,12 @@ class Plan:
         return spent / (sum(stage.forward_time for stage in self.measured.stages) or 1.0)
 
     def __call__(self, x: Any) -> Any:
-        """What the last function returns for `x`, which takes no more bytes than what the plan was made for.
+        """What the last function returns for `x`, of whose tensors no axis is longer than planned.
 
-        Nor is a derivative taken with respect to more of it.
+        Nor is a derivative taken with respect to more of them.
         """
         given = _tensors(x)
-        if len(given) != len(self.inputs) or any(
-            t.array.nbytes > nbytes or varies(t) > varied for t, (nbytes, varied) in zip(given, self.inputs)
-        ):
+        if len(given) != len(self.inputs) or not all(map(_fits, given, self.inputs)):
             raise DataError(
                 f"a plan for {', '.join(self.made_for)} got {', '.join(map(_described, given)) or 'no tensor'}\n"
                 "  make another plan for it, of an input that requires grad if a derivative flows through"
@@ -93,7 +91,7 @@ class Plan:
     def explain(self) -> str:
         """What each function does, and what the usual schedules would take, as text of up to 80 columns."""
         n, total = len(self.fns), self.in_forward_passes
-        made_for = f"{n} functions for {', '.join(self.made_for)}"
+        made_for = f"{_counted(self.fns)} for {', '.join(self.made_for)}"
         lines = [
             *textwrap.wrap(made_for, WIDTH),
             f"peak {show(self.peak)}, {self.extra:.2f} forward passes computed again",
@@ -108,10 +106,11 @@ class Plan:
                 name, often, kept, done = rows[begin]
                 lines.append(f"{where:>10}  {name:20}  {often:>4}  {show(kept):>10}  {done}")
                 begin = end
-        lines += ["", f"{'schedule':>10}  {'peak':>10}  {'forward passes again':>20}"]
+        lines += ["", f"{'schedule':>10}  {'peak up to':>10}  {'forward passes again':>20}"]
         for name, schedule in self.usual().items():
             cost = self.cost(schedule)
-            lines.append(f"{name:>10}  {show(cost.peak):>10}  {total(cost.extra_time):>20.2f}")
+            known = self.peak if schedule == self.schedule else cost.peak
+            lines.append(f"{name:>10}  {show(known):>10}  {total(cost.extra_time):>20.2f}")
         lines.append(f"{'this plan':>10}  {show(self.peak):>10}  {self.extra:>20.2f}")
         if (advice := self.advice()) is not None:
             lines += ["", *textwrap.wrap(advice, WIDTH)]
@@ -145,6 +144,20 @@ class Plan:
                 together = f" with {item.first} to {item.last}" if item.last > item.first else ""
                 found += [f"{'host, ' * item.offload}again{together}"] * (item.last - item.first + 1)
         return found
+
+
+def _fits(x: Tensor, planned: tuple[Shape, DType, bool]) -> bool:
+    """Does a plan for such a tensor hold for `x`?"""
+    shape, dtype, varied = planned
+    return (
+        (x.ndim, x.dtype) == (len(shape), dtype)
+        and all(a <= b for a, b in zip(x.shape, shape, strict=True))
+        and varies(x) <= varied
+    )
+
+
+def _counted(fns: Sequence[Any]) -> str:
+    return f"{len(fns)} function{'s' * (len(fns) > 1)}"
 
 
 def _tensors(x: Any) -> list[Tensor]:
@@ -186,16 +199,21 @@ def plan(
     """The schedule of least work for the chain `fns` whose peak is at most `budget`, `x` being given to the first.
 
     `budget` is bytes, a text such as "12GiB", or a fraction (a float up to 1.0) of what no checkpoint takes; what it
-    counts is what `Plan.peak` does.  `x` requires grad if a derivative is to flow through it.  Bytes are found by dry
-    runs.  With `time` "flops" work is counted as arithmetic operations, with "profile" the functions run a few times
-    and are timed.  With `offload` inputs of checkpointed functions may wait in pinned memory of the host where they are
-    on a GPU; parameters never do.  For `determinism` and `generators` see `checkpoint`.  A DataError states the least
-    budget if none fits; a warning what takes the memory if checkpoints save hardly any.  Dynamic programming after
-    Beaumont et al., "Optimal checkpointing for heterogeneous chains", 2019.
+    counts is what `Plan.peak` does.  `x` requires grad if a derivative is to flow through it, as does what the
+    functions capture: who unfreezes a parameter plans again.  Bytes are found by dry runs, in which the functions run
+    on shapes; what they assign outside has no values then.  With `time` "flops" work is counted as arithmetic
+    operations, with "profile" the functions run a few times and are timed.  With `offload` inputs of checkpointed
+    functions may wait in pinned memory of the host where they are on a GPU; parameters never do.  For `determinism` and
+    `generators` see `checkpoint`.  A DataError states the least budget if none fits; a warning what takes the memory if
+    checkpoints save hardly any.  Dynamic programming after Beaumont et al., "Optimal checkpointing for heterogeneous
+    chains", 2019.
     """
-    _check(fns, determinism)
+    fns = _checked(fns, determinism, generators)
+    _limit(budget, 0)  # so that a wrong one is an error here
     if time not in ("flops", "profile"):
         raise DataError(f'time= is "flops" or "profile", got {time!r}')
+    if not isinstance(offload, bool):
+        raise DataError(f"offload= is True or False, got {offload!r}")
     measured = measure(fns, x, determinism, generators)
     if time == "profile":
         measured = clocked(fns, x, measured, generators)
@@ -255,13 +273,19 @@ def _cheapest(tried: list[Schedule], measured: Measured, room: int, bandwidth: f
     return tried[min(fitting, key=lambda k: costs[k].extra_time)]
 
 
-def _check(fns: Functions, determinism: str) -> None:
-    if not isinstance(fns, Sequence) or not fns or not all(callable(f) for f in fns):
+def _checked(fns: Functions, determinism: str, generators: Sequence[Any]) -> Functions:
+    """The functions of a chain; a DataError for what is none, or for wrong options."""
+    found = tuple(fns) if isinstance(fns, Iterable) and not isinstance(fns, Iterator) else ()
+    if not found or not all(map(callable, found)):
+        kind = type(fns).__name__
         raise DataError(
-            f"a chain is a list of functions, each of which takes what the one before returns, got {fns!r}"[:200]
+            f"a chain is a list of functions, each of which takes what the one before returns, got {kind}"
+            f"{' of something else' if found else ' without any'}\n  give it [f, g, h], or a model's blocks"
         )
     if determinism not in DETERMINISM:
         raise DataError(f'determinism= is "hash", "shapes" or "off", got {determinism!r}')
+    Draws(generators)
+    return found
 
 
 def _limit(budget: int | str | float, most: int) -> int:
@@ -300,14 +324,14 @@ def checkpoint_sequential(
 
     Bytes are found by a dry run for "auto", "sqrt" and numbers when such functions first get such an input.
     """
-    _check(fns, determinism)
+    fns = _checked(fns, determinism, generators)
     n = len(fns)
     if isinstance(segments, bool) or not (isinstance(segments, int) or segments in KINDS):
         raise DataError(f"segments= is one of {', '.join(map(repr, KINDS))}, or a number, got {segments!r}")
     if isinstance(segments, int) and not 1 <= segments <= n:
         raise DataError(f"{n} functions cannot be {segments} segments\n  ask for 1 to {n}")
     options: dict[str, Any] = {"determinism": determinism, "generators": generators}
-    if segments in WHOLE:
+    if isinstance(segments, str) and segments in WHOLE:
         return run(fns, x, WHOLE[segments](n), **options)
     if not is_watched(x):
         return run(fns, x, none(n), **options)
@@ -331,7 +355,10 @@ def checkpoint_sequential(
 def _identity(f: Any) -> Any:
     """What tells a function from others, without keeping it: functions made by the same line count as one."""
     if isinstance(f, types.FunctionType):
-        return f.__code__
+        wrapped = getattr(f, "__wrapped__", None)
+        return f.__code__ if wrapped is None else (f.__code__, _identity(wrapped))
+    if isinstance(f, functools.partial):
+        return functools.partial, _identity(f.func)
     if isinstance(f, types.MethodType):
         return _identity(f.__func__), _identity(f.__self__)
     try:

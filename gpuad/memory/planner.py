@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from ..remat.schedule import Advance, Cost, Schedule, Stage, Tape, all_, every, log, none, segmented, simulate
+from ..remat.schedule import Advance, Cost, Schedule, StageCost, Tape, all_, every, log, none, segmented, simulate
 from .profile import show
 
 Integers: TypeAlias = npt.NDArray[np.int64]
@@ -40,7 +40,7 @@ FEWEST = 32  # rooms in any case
 NOWHERE = 2**62  # the bytes that a schedule takes where there is none
 
 
-def best(stages: Sequence[Stage], budget: int, first: int = 0, bandwidth: float | None = None) -> Schedule:
+def best(stages: Sequence[StageCost], budget: int, first: int = 0, bandwidth: float | None = None) -> Schedule:
     """The schedule of least extra time that takes `budget` bytes at most.
 
     `first` is the bytes of the chain's input, counted from beginning to end.  With `bandwidth`, bytes per unit of time
@@ -49,7 +49,7 @@ def best(stages: Sequence[Stage], budget: int, first: int = 0, bandwidth: float 
     return Planner(stages, first, bandwidth).best(budget)
 
 
-def floor(stages: Sequence[Stage], first: int = 0, bandwidth: float | None = None) -> int:
+def floor(stages: Sequence[StageCost], first: int = 0, bandwidth: float | None = None) -> int:
     """The fewest bytes that a schedule can take."""
     return Planner(stages, first, bandwidth).floor
 
@@ -113,7 +113,7 @@ class Planner:
     What it takes to find them is done once, when the first is asked for.
     """
 
-    def __init__(self, stages: Sequence[Stage], first: int = 0, bandwidth: float | None = None) -> None:
+    def __init__(self, stages: Sequence[StageCost], first: int = 0, bandwidth: float | None = None) -> None:
         if not stages:
             raise DataError("a plan needs a chain of one function at least\n  give it the functions to run")
         if bandwidth is not None and not bandwidth > 0:
@@ -352,7 +352,7 @@ def balance(sizes: Sequence[int], k: int) -> list[int]:
     return [*bounds, n]
 
 
-def segments(stages: Sequence[Stage], how: str | int, first: int = 0) -> Schedule:
+def segments(stages: Sequence[StageCost], how: str | int, first: int = 0) -> Schedule:
     """The schedule of the usual kind that is called `how`.
 
     A number of segments, balanced by the bytes that they keep; "sqrt" for the square root of the number of stages,
@@ -361,8 +361,8 @@ def segments(stages: Sequence[Stage], how: str | int, first: int = 0) -> Schedul
     n = len(stages)
     if not n:
         raise DataError("segments need one function at least\n  give the functions to run")
-    if isinstance(how, str) and how in _WHOLE:
-        return _WHOLE[how](n)
+    if isinstance(how, str) and how in WHOLE:
+        return WHOLE[how](n)
     inputs = [first, *(stage.output for stage in stages[:-1])]
     sizes = [a + stage.saved for a, stage in zip(inputs, stages)]
     if how == "sqrt":
@@ -376,4 +376,4 @@ def segments(stages: Sequence[Stage], how: str | int, first: int = 0) -> Schedul
     return segmented(balance(sizes, how))
 
 
-_WHOLE: dict[str, Callable[[int], Schedule]] = {"every": every, "all": all_, "log": log}
+WHOLE: dict[str, Callable[[int], Schedule]] = {"every": every, "all": all_, "log": log}

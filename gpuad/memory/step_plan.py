@@ -23,7 +23,7 @@ from ..errors import DataError
 from ..fuse.plan import realize_all
 from ..remat.chain import run
 from ..remat.part import name_of
-from ..remat.schedule import Schedule, Stage, every, simulate
+from ..remat.schedule import Schedule, StageCost, every, simulate
 from ..tensor import Tensor
 from ..tree import leaves
 from .ledger import run_to_end
@@ -131,7 +131,7 @@ class StepPlanner:
         self._whole = self._work + sum(stage.backward_time for stage in self.stages)
 
     @property
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[StageCost]:
         """The functions of the chain, as a planner sees them."""
         return self.measured.stages
 

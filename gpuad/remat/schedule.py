@@ -21,7 +21,7 @@ from ..errors import DataError
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageCost:
     """What one function of a chain takes: bytes, and times in any unit.
 
     `forward`, `taped` and `backward` are the most bytes while it runs.  The input of the function is in none of them.
@@ -142,7 +142,7 @@ class Cost:
     time: float  # of everything, the backward pass included
 
 
-def simulate(stages: Sequence[Stage], schedule: Schedule, first: int = 0, bandwidth: float | None = None) -> Cost:
+def simulate(stages: Sequence[StageCost], schedule: Schedule, first: int = 0, bandwidth: float | None = None) -> Cost:
     """What `schedule` takes for `stages`; `first` is the bytes of the chain's input, alive from beginning to end.
 
     `bandwidth`, bytes per unit of time, is that of moving to the host and back, during which nothing else is counted to
