@@ -1,6 +1,7 @@
-// out += size + the sum over pieces b of mix(b G + sum over i of words[b, i] key(i)), mod 2^64, for the 32-bit words of
-// `size` bytes, zeros behind the last: 64 bits that depend on every byte and on its place.  kernels/digest.cpp computes
-// the same on the CPU, and says why changes show.
+// out += size + the sum over pieces b of
+//     mix(b G + sum over i < WORDS / 2 of (words[b, i] + key(i)) (words[b, WORDS / 2 + i] + key'(i)))
+// mod 2^64, for the 32-bit words of `size` bytes, zeros behind the last: 64 bits that depend on every byte and on its
+// place.  kernels/digest.cpp computes the same on the CPU, and says why changes show.
 //
 //   data   uint8[size], contiguous, at any address
 //   out    uint64[1], 0 before
@@ -41,9 +42,9 @@ DEVICE Vector<uint32> assembled(const uint8* data, int64 size, int64 at) {
 }
 
 KERNEL __launch_bounds__(THREADS) digest(const uint8* data, int64 size, uint64* out) {
-    __shared__ Vector<uint32> low[WORDS / AT_ONCE], high[WORDS / AT_ONCE];  // the halves of the keys
-    for (int i = threadIdx.x; i < WORDS; i += THREADS) {
-        const uint64 key = mix((i + 1) * G) | 1;
+    __shared__ Vector<uint32> low[WORDS / 2 / AT_ONCE], high[WORDS / 2 / AT_ONCE];  // the halves of the keys
+    for (int i = threadIdx.x; i < WORDS / 2; i += THREADS) {
+        const uint64 key = mix((i + 1) * G);
         low[i / AT_ONCE].at[i % AT_ONCE] = uint32(key);
         high[i / AT_ONCE].at[i % AT_ONCE] = uint32(key >> 32);
     }
@@ -62,15 +63,15 @@ KERNEL __launch_bounds__(THREADS) digest(const uint8* data, int64 size, uint64* 
             for (int j = 0; j < LOADS; ++j) x[j] = assembled(data, size, begin + j * STEP);
         }
         uint64 of_piece = 0;
-        uint32 upper = 0;  // of the upper half of a key only the lower half of its product is kept
 #pragma unroll
-        for (int j = 0; j < LOADS; ++j)
+        for (int j = 0; j < LOADS / 2; ++j)
 #pragma unroll
             for (int k = 0; k < AT_ONCE; ++k) {
-                of_piece += uint64(x[j].at[k]) * low[j * WARP + lane].at[k];
-                upper += x[j].at[k] * high[j * WARP + lane].at[k];
+                const uint32 first = x[j].at[k] + low[j * WARP + lane].at[k];
+                const uint32 second = x[j + LOADS / 2].at[k] + high[j * WARP + lane].at[k];
+                of_piece += uint64(first) * second;
             }
-        of_piece = lanes_sum(of_piece + (uint64(upper) << 32));
+        of_piece = lanes_sum(of_piece);
         if (lane == 0) sum += mix(b * G + of_piece);
     }
     sum = block_sum(sum);

@@ -52,14 +52,17 @@ def mixed(x):
 
 
 G = np.uint64(0x9E3779B97F4A7C15)
-KEYS = mixed(np.arange(1, WORDS + 1, dtype=np.uint64) * G) | np.uint64(1)
+KEYS = mixed(np.arange(1, WORDS // 2 + 1, dtype=np.uint64) * G)
+LOW = np.uint64(2**32 - 1)
 
 
 def expected(values):
     """What the kernels compute, in NumPy."""
     raw = np.ascontiguousarray(values).tobytes()
     words = np.frombuffer(raw + bytes(-len(raw) % PIECE), np.uint32).reshape(-1, WORDS).astype(np.uint64)
-    pieces = np.arange(len(words), dtype=np.uint64) * G + (words * KEYS).sum(axis=1, dtype=np.uint64)
+    first, second = np.split(words, 2, axis=1)
+    products = ((first + (KEYS & LOW)) & LOW) * ((second + (KEYS >> np.uint64(32))) & LOW)
+    pieces = np.arange(len(words), dtype=np.uint64) * G + products.sum(axis=1, dtype=np.uint64)
     return (int(mixed(pieces).sum(dtype=np.uint64)) + len(raw)) % 2**64
 
 
@@ -137,10 +140,16 @@ def test_without_a_compiler_it_is_the_fingerprint(monkeypatch):
 # --- what shows ---------------------------------------------------------------------------------
 
 
-def test_keys_let_no_swap_and_no_two_signs_of_a_piece_cancel():
-    low = KEYS & np.uint64(2**33 - 1)  # all that a difference of 2**31 sees of a key
-    assert (KEYS % 2 == 1).all()
-    assert np.unique(np.concatenate([low, np.uint64(2**33) - low])).size == 2 * WORDS
+def test_no_swap_and_no_two_signs_of_a_piece_cancel():
+    values = np.random.default_rng(0).standard_normal(WORDS).astype(np.float32)
+    found = {expected(values)}
+    places = [(i, j) for i in range(0, WORDS, 7) for j in range(i)]
+    for i, j in places:
+        swapped, signed = values.copy(), values.copy()
+        swapped[[i, j]] = swapped[[j, i]]
+        signed[[i, j]] *= -1
+        found |= {expected(swapped), expected(signed)}
+    assert len(found) == 1 + 2 * len(places)
 
 
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "float16", "bfloat16", "float32", "float64", "int64"])
