@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from ..tensor import Tensor
 from ..trace import ReverseTrace
 from .hollow import Counting, counting, stand_in_for
 
+FLOPS_A_DIGESTED_BYTE = 4  # reading a byte takes a part of what writing one does
 REPEATS = 3  # of each function, for a clock
 
 Functions = Sequence[Callable[[Any], Any]]
@@ -131,10 +133,16 @@ def _backward(count: Counting, ran: _Ran, captured: Captured, leaves: dict[Leaf,
         backward=max(backward, count.peak - again),
         cotangent=cotangent,
         gradient=gradient,
-        forward_time=ran.work,
+        forward_time=ran.work + FLOPS_A_DIGESTED_BYTE * _digested(stage),
         backward_time=backward_work,
         output_time=max(0, forward_work + backward_work - (count.work - work)),
     )
+
+
+def _digested(stage: Stage) -> int:
+    """The bytes that each run takes digests of."""
+    forms = [step.results[k] for step in stage.part.record.steps for k in step.digests]
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in forms)
 
 
 def _pull(tape: Taped, cotangents: list[Any], leaves: dict[Leaf, Tensor]) -> None:
