@@ -18,7 +18,6 @@ from weakref import ref
 
 from ..array import Array
 from ..recording import refuse
-from .device import Device
 
 # Arrays that may be on their way to the host together.  Where one more goes the main stream waits for the first, whose
 # copy the work since then has hidden: two that one layer leaves behind do not wait for each other.
@@ -88,7 +87,7 @@ class Offloaded:
 class Offloads:
     """The arrays of one device that went to the host last."""
 
-    def __init__(self, device: Device, copies: Copies) -> None:
+    def __init__(self, device: Any, copies: Copies) -> None:
         self.device, self.copies = device, copies
         self.going: list[ref[Offloaded]] = []
 

@@ -166,7 +166,7 @@ def _run_anchor(array: Array, wanted: set[int]) -> None:
     if ledgers:
         resume(array)
     if getattr(array.op, "late", False):
-        out = array.op.evaluate(list(array.inputs), array.site)  # type: ignore[union-attr]  # of region.py
+        out = array.op.evaluate(list(array.inputs), array.site)  # type: ignore[union-attr]  # see remat/late.py
     else:
         out = array.device.call(array.op, data, params, array.site)
         if ledgers:
