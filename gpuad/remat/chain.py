@@ -232,10 +232,8 @@ class Segment(Rerun):
 
     def again(self, inputs: Sequence[Any], frame: list[Any]) -> list[Any]:
         """The results, computed again from `inputs`: what the first stage is given, then the captured tensors."""
-        values, captured = (
-            list(inputs[: self.arguments]),
-            dict(zip(self.captured, inputs[self.arguments :], strict=True)),
-        )
+        values = list(inputs[: self.arguments])
+        captured = dict(zip(self.captured, inputs[self.arguments :], strict=True))
         for stage in self.stages:
             with during("recompute"):
                 values = stage.part.again(values, [captured[k] for k in stage.captured])
