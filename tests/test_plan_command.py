@@ -285,6 +285,13 @@ def test_profile_and_estimate_compare_with_a_plan(capsys, tmp_path):
 # --- gpuad train ------------------------------------------------------------------------------
 
 
+def test_a_budget_that_nothing_fits_in_leaves_the_report(capsys):
+    assert main(["estimate", "--like", "cpu", *SMALL, "--budget", "1MiB"]) == 1
+    shown = capsys.readouterr().out
+    assert "no schedule of checkpoints fits this step in 1.00 MiB" in shown and "training, auto" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_a_captured_job_stays_in_its_budget(share, tmp_path):
     from gpuad.training.made import planner as of_job

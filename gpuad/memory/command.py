@@ -27,15 +27,16 @@ OF_MODELS = ("model", "batch", "length", "dtype", "optimizer")  # options that s
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure or estimate, print, write; the exit code, 1 where something does not fit in --limit."""
+    """Measure or estimate, print, write; the exit code, 1 where something does not fit in --limit or --budget."""
     limit = None if arguments.limit is None else parse_bytes(arguments.limit)
     if arguments.budget is not None:
         parse_bytes(arguments.budget)  # or a wrong one is an error after dry runs only
     check_outputs([arguments.json, arguments.html, arguments.plot], arguments.plot)
     device = meta_like(arguments.like) if arguments.command == "estimate" else computing(arguments.device)
+    refused: list[str] = []
     notes: list[str] = []
     if arguments.function is None:
-        profiles = _of_model(setup_of(arguments), device, arguments.budget, notes)
+        profiles, notes, refused = _of_model(setup_of(arguments), device, arguments.budget)
     elif given := [*_given(arguments), *(["budget"] if arguments.budget else [])]:
         raise DataError(f"{', '.join('--' + name for name in given)} say what model to make; a function makes its own")
     else:
@@ -49,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         report.save_html(arguments.html)
     if arguments.plot is not None:
         report.plot(arguments.plot)
-    return 0 if report.fits else 1
+    return 0 if report.fits and not refused else 1
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -91,7 +92,8 @@ def computing(name: str) -> Device:
     return device
 
 
-def _of_model(setup: Setup, device: Device, budget: str | None, notes: list[str]) -> list[Profile]:
+def _of_model(setup: Setup, device: Device, budget: str | None) -> tuple[list[Profile], list[str], list[str]]:
+    """The profiles of its runs, what is to be said with them, and of that what says that a budget is too small."""
     from tqdm import tqdm  # here, so that nothing else waits for it
 
     budgets = () if budget is None else (budget,)
@@ -104,8 +106,7 @@ def _of_model(setup: Setup, device: Device, budget: str | None, notes: list[str]
             for profile in measured(setup, device, measure, plans):
                 found.append(profile)
                 bar.update()
-        notes += [] if plans.advice is None else [plans.advice]
-        return found
+        return found, [*plans.refused, *([] if plans.advice is None else [plans.advice])], plans.refused
     except MemoryError as error:
         raise DeviceError(f"it does not fit on {device.name}: {error}\n  gpuad estimate needs no memory") from None
 

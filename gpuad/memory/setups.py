@@ -136,18 +136,27 @@ Measure = Callable[[Callable[[], Any], str, Device], Profile]
 class Plans:
     """The plans for a step that are compared: every block checkpointed, "auto", and budgets; and what takes the memory.
 
+    `refused` says of each budget that nothing fits in why.
+
     The planner is not kept: its model counts on the meta device.
     """
 
     every: StepPlan
     others: list[StepPlan]
     advice: str | None
+    refused: list[str]
 
     @classmethod
     def of(cls, setup: Setup, device: Device, *budgets: str) -> Plans:
         """Those of a step as `device` would run it."""
         found = planner(setup, device)
-        return cls(found.plan("every"), [found.plan(how) for how in ("auto", *budgets)], found.advice)
+        others, refused = [found.plan("auto")], []
+        for budget in budgets:
+            try:
+                others.append(found.plan(budget))
+            except DataError as error:
+                refused.append(" ".join(str(error).split()))
+        return cls(found.plan("every"), others, found.advice, refused)
 
 
 def measured(
