@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .array import Array
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 Link: TypeAlias = "tuple[Node, int]"
 
 clock = itertools.count(1)  # orders traces (inner ones start later) and nodes
+Order: TypeAlias = "tuple[float, ...]"  # of nodes: that of the newest is least
+# Where nodes that are made now stand: () is the end of the tape, (x,) is between the nodes around x.
+place: ContextVar[Order] = ContextVar("place", default=())
 
 
 class Node:
@@ -31,11 +35,18 @@ class Node:
     asks; None altogether once a sweep has freed it.  What it keeps knows that it is kept.
     """
 
-    __slots__ = ("__weakref__", "op", "order", "parents", "saved", "site")
+    __slots__ = ("__weakref__", "again", "op", "order", "parents", "saved", "site")
 
     def __init__(self, op: Any, parents: list[Link | None], saved: list[Any] | None, site: Site | None) -> None:
         self.op, self.parents, self.saved, self.site = op, parents, saved, site
-        self.order = next(clock)
+        self.order: Order = (*place.get(), -next(clock))
+        self.again: list[Link | None] | None = None  # of a later run of this op, which takes the cotangents of this one
+
+    @property
+    def behind(self) -> Order:
+        """The place just before this node, after all that is older."""
+        *around, last = self.order
+        return (*around, last + 0.5)
 
     def release(self) -> None:
         """Forget what is saved."""

@@ -176,7 +176,7 @@ class Recorder:
             known = self.handles.get(id(x))
             if type(x) in WEAK or not hasattr(x, "array") or (known is not None and known[0]() is x):
                 continue
-            tape = x.trace.id if x.trace is not None else x.link[0].order if x.link is not None else self.opened
+            tape = x.trace.id if x.trace is not None else -x.link[0].order[0] if x.link is not None else self.opened
             if tape < self.opened and not x.is_leaf:
                 raise CaptureError(
                     f"capture() cannot follow a derivative into the step: {show(x)} is used at {describe(here())}\n"

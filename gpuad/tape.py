@@ -11,7 +11,7 @@ from .attribution import assign, during, ledgers, mark, scope, scopes
 from .convert import asarray
 from .errors import FreedTapeError, GradientError, ShapeError
 from .fuse.plan import realize_all
-from .node import Borrowed, Leaf, Link, Node, bottom
+from .node import Borrowed, Leaf, Link, Node, Order, bottom
 from .operators import operators
 from .ops.copying import copy
 from .ops.create import ones_like
@@ -37,7 +37,7 @@ def sweep(
     already is added to.
     """
     cotangents: dict[Node, list[Tensor | None]] = {}
-    heap: list[tuple[int, Node]] = []
+    heap: list[tuple[Order, Node]] = []
     leaves = {} if leaves is None else leaves
     arrived: list[Tensor] = [] if also is None else [also]
 
@@ -52,7 +52,7 @@ def sweep(
         found = cotangents.get(node)
         if found is None:
             found = cotangents[node] = [None] * len(node.op.outputs)
-            heapq.heappush(heap, (-node.order, node))
+            heapq.heappush(heap, (node.order, node))
         before = found[k]
         found[k] = g if before is None else before + g
 
@@ -66,6 +66,14 @@ def sweep(
                 f"the tape behind {node.op.name}() at {describe_site(node.site)} was freed by an earlier backward()\n"
                 "  pass retain_graph=True to that one to sweep it twice"
             )
+        if node.again is not None:
+            for later, part in zip(node.again, parts, strict=True):
+                if later is not None and part is not None:
+                    push(later, part)
+            del parts
+            if not retain:
+                node.release()
+            continue
         op, parents = node.op, node.parents
         if op.fusion in (OPAQUE, ANCHOR):
             together = [a for a in map(bottom, [*parts, *arrived]) if a is not None and a.op is not None]

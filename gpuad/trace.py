@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
+from weakref import ref
 
 from .array import Array
 from .attribution import began, begin, keep, ledgers
@@ -130,6 +131,8 @@ def attach(
 ) -> Any:
     """`y` as tensors on the tape of `trace`, through a node that holds what the rules of traced inputs ask for."""
     node = record(op, parents, values, y, params)
+    if node is not None and op.nodes is not None:
+        op.nodes[trace] = ref(node)
     if node is not None and type(y) is not tuple:
         return Tensor(y, trace, (node, 0))
     if type(y) is tuple:

@@ -324,17 +324,21 @@ def sums(args):
     return sum(squares(t) for t in gpuad.tree.leaves(args))
 
 
+# where a tensor reaches several stages, or one in two ways, sums of three or more are taken in another order
+ROUNDED = {chain: 1e-12 for chain in ("tied", "trees", "derivatives inside")}
+
+
+@pytest.mark.parametrize("schedule", ["none", "halves", "every", "log"])
 @pytest.mark.parametrize("way", SECOND)
 @pytest.mark.parametrize("chain", CHAINS)
-def test_second_derivatives_are_equal_to_rounding(chain, way):
-    # contributions of the two runs of a stage are added up in another order
+def test_second_derivatives_have_the_same_bits(chain, way, schedule):
     make, ws = CHAINS[chain], matrices("float64")
     expected = of_function(make, plain, SECOND[way])(ws)
-    same(of_function(make, by(SCHEDULES["halves"]), SECOND[way])(ws), expected, 1e-12)
+    same(of_function(make, by(SCHEDULES[schedule]), SECOND[way])(ws), expected, ROUNDED.get(chain, 0.0))
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-def test_second_derivatives_of_the_ambient_tape_are_equal_to_rounding(chain):
+def test_second_derivatives_of_the_ambient_tape_have_the_same_bits(chain):
     make, ws = CHAINS[chain], matrices("float64")
 
     def second(call):
@@ -353,7 +357,7 @@ def test_second_derivatives_of_the_ambient_tape_are_equal_to_rounding(chain):
     for schedule in ("none", "halves"):
         found = second(by(SCHEDULES[schedule]))
         same(found[0], expected[0], 1e-12)
-        same(found[1], expected[1], 1e-12)
+        same(found[1], expected[1], ROUNDED.get(chain, 0.0))
 
 
 # --- how often functions run, and what is held -------------------------------------------------

@@ -160,10 +160,6 @@ MODES = [
 ]
 
 
-# A sum of three cotangents is rounded in another order where a checkpointed call is one op among them.
-SUMS_DIFFER = [reverse_over_reverse, reverse_over_forward, nested_gradient, ambient_second_order, grad_of_ambient]
-
-
 def closing_over_parameters(policy):
     return lambda p, x: checkpoint(lambda x: layer(p, x), policy=policy)(x)
 
@@ -172,10 +168,6 @@ def closing_over_parameters(policy):
 @pytest.mark.parametrize("mode", MODES, ids=lambda m: m.__name__)
 def test_no_policy_changes_a_bit(mode, dtype):
     expected = bits(mode(loss_of(layer), *layers(dtype)))
-    if mode in SUMS_DIFFER:
-        plain, expected = expected, bits(mode(loss_of(checkpoint(layer)), *layers(dtype)))
-        for a, b in zip(expected, plain, strict=True):
-            assert np.abs(a - b).max() <= 64 * np.finfo(dtype).eps * np.abs(b).max()
     for name, policy in POLICIES.items():
         found = bits(mode(loss_of(checkpoint(layer, policy=policy)), *layers(dtype)))
         of_captured = bits(mode(loss_of(closing_over_parameters(policy)), *layers(dtype)))

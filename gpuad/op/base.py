@@ -32,6 +32,7 @@ class Op:
     in_place = False
     may_wait = False  # can it be evaluated later than at once, where nobody may ever want its result?
     besides: tuple[str, ...] = ()  # parameters that say what to compute besides, where a derivative follows
+    nodes: dict[Any, Any] | None = None  # by trace, those of one call, where it may run again
     keeper = ""  # on whose account its outputs are kept, if not its own
     pull_last: Callable[..., Any] | None = None  # pull() where nobody else needs the cotangents and the frame again
     cuda = ""

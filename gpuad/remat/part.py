@@ -8,13 +8,13 @@ from typing import Any
 from .. import tree
 from ..dtype import is_float
 from ..errors import GpuadError, RecomputeError
-from ..node import Entry
+from ..node import Entry, place
 from ..op import Op
 from ..provenance import blame, raised_at
 from ..provenance import describe as describe_site
 from ..tape import sweep
 from ..tensor import Tensor
-from ..trace import ForwardTrace, ReverseTrace, active_region
+from ..trace import ForwardTrace, ReverseTrace, Trace, active_region
 from .draws import Draws
 from .policies import Policy
 from .record import Record, Result
@@ -95,12 +95,33 @@ class Rerun(Op):
     def _returns(self, differentiable: list[bool], hidden: int = 0) -> None:
         """Have an output for each result, differentiable or not, and `hidden` ones after them."""
         self.hidden, self.differentiable = hidden, [*differentiable, *[False] * hidden]
+        self.nodes = {}
         n = len(self.differentiable)
         self.outputs = ("y",) if n == 1 else tuple([f"y{k}" for k in range(n)])
 
     def again(self, inputs: Sequence[Any], frame: list[Any]) -> list[Any]:
         """The results, computed again from `inputs`; a frame has what the tape keeps."""
         raise NotImplementedError
+
+    def _run_again(self, inputs: Sequence[Any], frame: list[Any], trace: Trace) -> list[Any]:
+        """The results under `trace`.
+
+        On the tapes that look on, this run stands where the call does, and takes the cotangents of the call's results:
+        so sums are taken as if it had run once.
+        """
+        assert self.nodes is not None
+        nodes = {level: node for level, held in self.nodes.items() if (node := held()) is not None}
+        token = place.set(max((node.behind for node in nodes.values()), default=place.get()))
+        try:
+            outputs = self.again(inputs, frame)
+        finally:
+            place.reset(token)
+            trace.open = False
+        for level, node in nodes.items():
+            links = [_link(y.data if y.trace is trace else y, level) for y in outputs]
+            if any(links):
+                node.again = [*links, *[None] * self.hidden]
+        return outputs
 
     def plan(self, traced: tuple[bool, ...]) -> tuple[int, ...] | None:
         if not any(traced) or not any(self.differentiable):
@@ -111,10 +132,7 @@ class Rerun(Op):
     def pull(self, g: Any, frame: list[Any], traced: Sequence[bool]) -> list[Any]:
         trace = ReverseTrace()
         inputs = [Tensor(x, trace, (Entry(None, None), 0)) if t else x for x, t in zip(frame, traced, strict=False)]
-        try:
-            outputs = self.again(inputs, frame)
-        finally:
-            trace.open = False
+        outputs = self._run_again(inputs, frame, trace)
         cotangents = g if len(self.outputs) > 1 else [g]
         found = zip(outputs, cotangents[: len(self.outputs) - self.hidden], strict=True)
         seeds = [(y.link, ct) for y, ct in found if ct is not None and y.trace is trace]
@@ -127,12 +145,16 @@ class Rerun(Op):
             return None
         trace = ForwardTrace()
         inputs = [x if t is None else Tensor(x, trace, t) for x, t in zip(frame, tangents, strict=False)]
-        try:
-            outputs = self.again(inputs, frame)
-        finally:
-            trace.open = False
+        outputs = self._run_again(inputs, frame, trace)
         slopes = [y.link if y.trace is trace else None for y in outputs]
         return [*slopes, *[None] * self.hidden] if len(self.outputs) > 1 else slopes[0]
+
+
+def _link(y: Any, level: Any) -> Any:
+    """The link of a tensor on the tape of a trace, or the ambient one; None if it is not on that."""
+    while y.trace is not level and y.trace is not None:
+        y = y.data
+    return y.link if y.trace is level else None
 
 
 __all__ = ["Part", "Rerun", "name_of", "result_of", "varies"]
