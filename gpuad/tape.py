@@ -34,7 +34,7 @@ def sweep(
     All state is local, so a sweep may run inside another, or on another thread.  Before it pulls through an op that
     ends a kernel it computes that op's cotangent together with everything that has reached a leaf by then: they come
     from one region, and share its kernel.  The value of `also` is computed with the first of them.  What is in `leaves`
-    already is added to.
+    already is added to.  A node whose op has run again hands its cotangents to that run.
     """
     cotangents: dict[Node, list[Tensor | None]] = {}
     heap: list[tuple[Order, Node]] = []
@@ -58,6 +58,7 @@ def sweep(
 
     for link, g in seeds:
         push(link, g)
+        del link, g  # the last one would be held to the end
     while heap:
         _, node = heapq.heappop(heap)
         parts = cotangents.pop(node)
